@@ -1,0 +1,398 @@
+"""Everything that knows text: a tokenizer, a small world to write about, and files of preferences.
+
+1. `Tokenizer`: byte-level byte-pair encoding, in GPT-2's own file format.
+2. The world: short posts and their summaries ("TL;DR"), made up from a seed. Its source and its judge
+   are known exactly, so every result of this project can be held against the best possible one.
+3. Preference files: pairs of answers, of which a person liked one better.
+
+Look at the data before anything else:
+
+    python data.py
+"""
+
+import gzip
+import json
+import math
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import BadInput
+
+# ----------------------------------------------------------------------------------------------------
+# 1. Tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+
+
+def byte_alphabet():
+    """GPT-2's name for each of the 256 bytes: itself where it prints, else a letter from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+BYTE_TO_CHAR = byte_alphabet()
+CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+
+
+@cache
+def word_pattern():
+    r"""GPT-2's pre-tokenizer: text is cut into words first, and merges never cross a cut.
+
+    GPT-2 writes 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+.
+    Python's `re` has no \p, so its classes are put together here: \w holds the letters, all numbers and
+    "_"; \d holds the decimal digits, to which ², ½, Ⅷ and the like are added; \s loses U+001C to U+001F.
+    """
+    numerals = "".join(c for c in map(chr, range(0x110000)) if unicodedata.category(c) in ("Nl", "No"))
+    letter, number = rf"(?:[a-zA-Z]+|[^\W\d_{numerals}])", rf"[\d{numerals}]"  # a-z apart: ten times faster
+    space, visible, other = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]", r"(?:[^\s\w]|[_\x1c-\x1f])"
+    return re.compile(
+        rf"'s|'t|'re|'ve|'m|'ll|'d| ?{letter}+| ?{number}+| ?{other}+|{space}+(?!{visible})|{space}+"
+    )
+
+
+def spell(word):
+    """A word in the byte alphabet: " kite" gives ["Ġ", "k", "i", "t", "e"]."""
+    return [BYTE_TO_CHAR[byte] for byte in word.encode("utf-8", "replace")]
+
+
+def merge_pair(symbols, pair):
+    """Replace each occurrence of `pair`, from left to right: (a, b, c), ("a", "b") gives [ab, c]."""
+    merged, i = [], 0
+    while i < len(symbols):
+        if tuple(symbols[i : i + 2]) == pair:
+            merged.append(symbols[i] + symbols[i + 1])
+            i += 2
+        else:
+            merged.append(symbols[i])
+            i += 1
+    return merged
+
+
+class Tokenizer:
+    """Byte-level BPE. `vocab` maps a token to its id; `merges` lists pairs of tokens, most useful first."""
+
+    def __init__(self, vocab, merges):
+        self.vocab, self.merges = vocab, merges
+        self.tokens = {i: token for token, i in vocab.items()}
+        self.rank = {pair: i for i, pair in enumerate(merges)}
+        self.eos = vocab[EOS]
+        self.pad = vocab.get(PAD, 0)  # masks are made from lengths, so a GPT-2 without PAD may use any id
+        self.encode_word = cache(self._encode_word)
+
+    @classmethod
+    def train(cls, texts, vocab_size):
+        """Merge the most frequent pair of neighbours, again and again, until the vocabulary is full."""
+        smallest = len(BYTE_TO_CHAR) + 2
+        if vocab_size < smallest:
+            raise BadInput(f"a vocabulary of {vocab_size} is too small: 256 bytes and 2 special tokens need {smallest}")
+        word_counts = Counter(word for text in texts for word in word_pattern().findall(text))
+        symbols = {word: spell(word) for word in word_counts}
+        counts, where = Counter(), defaultdict(set)  # pair -> how often; pair -> words that have it
+        for word, n in word_counts.items():
+            for pair in zip(symbols[word], symbols[word][1:]):
+                counts[pair] += n
+                where[pair].add(word)
+        alphabet, merges = list(BYTE_TO_CHAR.values()), []
+        tokens = dict.fromkeys(alphabet)
+        while len(tokens) < vocab_size - 2 and counts:
+            best = max(counts, key=lambda pair: (counts[pair], pair))  # ties: the later in the alphabet
+            if counts[best] < 2:
+                break
+            merges.append(best)
+            tokens[best[0] + best[1]] = None
+            for word in where.pop(best):
+                before, after = symbols[word], merge_pair(symbols[word], best)
+                for pair in zip(before, before[1:]):
+                    counts[pair] -= word_counts[word]
+                    where[pair].discard(word)
+                for pair in zip(after, after[1:]):
+                    counts[pair] += word_counts[word]
+                    where[pair].add(word)
+                symbols[word] = after
+            counts = +counts if len(merges) % 64 == 0 else counts  # drop the pairs that are gone
+        vocab = {token: i for i, token in enumerate([*tokens, EOS, PAD])}
+        return cls(vocab, merges)
+
+    def _encode_word(self, word):
+        symbols = spell(word)
+        while len(symbols) > 1:
+            best = min(zip(symbols, symbols[1:]), key=lambda pair: self.rank.get(pair, math.inf))
+            if best not in self.rank:
+                break
+            symbols = merge_pair(symbols, best)
+        return [self.vocab[symbol] for symbol in symbols]
+
+    def encode(self, text):
+        """Text to a list of ids. Special tokens are never read out of text."""
+        return [i for word in word_pattern().findall(text) for i in self.encode_word(word)]
+
+    def decode(self, ids):
+        """Ids to text, without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        chars = "".join(self.tokens[i] for i in map(int, ids) if self.tokens[i] not in (EOS, PAD))
+        return bytes(CHAR_TO_BYTE[c] for c in chars).decode("utf-8", "replace")
+
+    def save(self, directory):
+        """Write `vocab.json` and `merges.txt`, the two files that GPT-2's tokenizer is made of."""
+        merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self.merges)
+        write_text(Path(directory, "vocab.json"), json.dumps(self.vocab, ensure_ascii=False))
+        write_text(Path(directory, "merges.txt"), merges)
+
+    @classmethod
+    def load(cls, directory):
+        vocab = json.loads(read_text(Path(directory, "vocab.json")))
+        lines = read_text(Path(directory, "merges.txt")).split("\n")
+        return cls(vocab, [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")])
+
+
+# ----------------------------------------------------------------------------------------------------
+# 2. The world: someone tells what happened today, and someone else sums it up.
+#
+#     POST: It rained all day. My cousin Hugo lost my kite in the park. I had soup for lunch.
+#     TL;DR: Hugo lost my kite.
+#
+# One sentence is news, the others are small talk. Six hands in equal parts write the summary, and only
+# one of them does it well. A model that is pretrained on all of this writes like all six.
+
+WORLD = {
+    "relation": "cousin friend boss teacher doctor neighbour baker tailor captain plumber".split(),
+    "name": "Ada Ben Carl Dora Emil Fay Gus Hugo Ida Jack Kim Lena "
+    "Max Nora Olga Pia Rex Rosa Sam Tess Uma Vera Will Zoe".split(),
+    "friend": "Alma Bert Cleo Dirk Elsa Finn".split(),  # they say hello; they never make news in training
+    "verb": "lost found broke fixed hid sold washed painted dropped borrowed".split(),
+    "thing": "kite hat bike lamp drum clock boat vase scarf ring chair kettle "
+    "ladder mirror radio rug sofa spoon tent toy violin wig map mug".split(),
+    "place": ["in the park", "at the beach", "on the train", "at the market", "in the garden", "on the bridge",
+              "at the zoo", "in the museum", "at school", "on the roof", "by the lake", "at the fair"],
+    "talk": [
+        ("It {} all {}.", "rained snowed stormed".split(), "day night morning".split()),
+        ("I had {} for {}.", "soup pie toast rice stew cake".split(), "lunch dinner breakfast".split()),
+        ("I feel {} today.", "happy tired fine great old young".split()),
+        ("{} says hello.", "friend"),
+        ("The {} {} next to me.", "cat dog baby parrot".split(), "sleeps sings snores sneezes".split()),
+        ("It is {} again.", "Monday Tuesday Friday Sunday".split()),
+        ("My {} hurts a {}.", "knee back tooth foot".split(), "bit lot".split()),
+        ("I need more {}.", "sleep tea money time".split()),
+    ],
+}  # fmt: skip
+ANSWERS = ["short", "long", "wrong thing", "wrong name", "beside the point", "rambling"]
+MAX_ANSWER_TOKENS = 32  # the longest answer that the six hands write is shorter
+
+
+def write_document(pick, shifted=False):
+    """One post and one summary, as (prompt, response). All chance is in `pick(options) -> option`.
+
+    Different choices always give different texts, so a document's probability is the product of its
+    choices' probabilities, and nothing else adds to it. `shifted` posts are longer than any in training,
+    and their news is about people who never made news in training.
+    """
+    kinds, small_talk = list(WORLD["talk"]), []
+    for _ in range(4 if shifted else pick([2, 3])):
+        kind = pick(kinds)
+        kinds.remove(kind)  # no kind twice in one post, so no two sentences are equal
+        template, *slots = kind
+        small_talk.append(template.format(*[pick(WORLD[s] if isinstance(s, str) else s) for s in slots]))
+
+    who = WORLD["friend" if shifted else "name"]
+    relation, name = pick(WORLD["relation"]), pick(who)
+    verb, thing, place = pick(WORLD["verb"]), pick(WORLD["thing"]), pick(WORLD["place"])
+    news = pick([f"My {relation} {name} {verb} my {thing} {place}.",
+                 f"{place.capitalize()}, my {relation} {name} {verb} my {thing}."])  # fmt: skip
+    sentences = list(small_talk)
+    sentences.insert(pick(range(len(small_talk) + 1)), news)
+
+    match pick(ANSWERS):
+        case "short":
+            answer = f"{name} {verb} my {thing}."
+        case "long":
+            answer = f"My {relation} {name} {verb} my {thing} {place}."
+        case "wrong thing":
+            answer = f"{name} {verb} my {pick([t for t in WORLD['thing'] if t != thing])}."
+        case "wrong name":
+            answer = f"{pick([n for n in who if n != name])} {verb} my {thing}."
+        case "beside the point":
+            answer = pick(small_talk)
+        case "rambling":
+            answer = f"{name} {verb} my {thing}. {pick(small_talk)}"
+    return f"POST: {' '.join(sentences)}\nTL;DR:", f" {answer}"
+
+
+def documents(n, seed, shifted=False):
+    """n documents of the world: a list of (prompt, response, log_prob), log_prob in nats.
+
+    The mean of −log_prob is the entropy of the source: no model can have a lower loss per document.
+    """
+    rng = np.random.default_rng(seed)
+    result = []
+    for _ in range(n):
+        log_prob = 0.0
+
+        def pick(options):
+            nonlocal log_prob
+            log_prob -= math.log(len(options))
+            return options[rng.integers(len(options))]
+
+        result.append((*write_document(pick, shifted), log_prob))
+    return result
+
+
+def facts(prompt):
+    """What happened: {"name": "Hugo", "verb": "lost", "thing": "kite"}, or {} where a text has no news."""
+    names = WORLD["name"] + WORLD["friend"]
+    one_of = lambda words: f"({'|'.join(words)})"  # noqa: E731
+    pattern = rf"[Mm]y \w+ {one_of(names)} {one_of(WORLD['verb'])} my {one_of(WORLD['thing'])}\b"
+    found = re.search(pattern, prompt)
+    return dict(zip(("name", "verb", "thing"), found.groups())) if found else {}
+
+
+def judge(prompt, response):
+    """The taste of the people in this world: how good is `response` as a summary of `prompt`?
+
+    +1 for each of who, did and what that is right; −1 for each name, verb or thing that is wrong;
+    −0.15 for each word over four. So "Hugo lost my kite." earns 3, the most there is.
+    """
+    right, words = facts(prompt), re.findall(r"\w+", response)
+    score = 0.15 * min(0, 4 - len(response.split()))
+    for kind, known in (("name", WORLD["name"] + WORLD["friend"]), ("verb", WORLD["verb"]), ("thing", WORLD["thing"])):
+        for word in set(words) & set(known):
+            score += 1 if word == right.get(kind) else -1
+    return score
+
+
+# ----------------------------------------------------------------------------------------------------
+# 3. Preference files: one JSON object a line, {"prompt": …, "chosen": …, "rejected": …}
+
+
+def collect_preferences(path, posts, answer, seed=0):
+    """Show volunteers two answers to each post, and write down which one they choose.
+
+    `answer(prompts) -> responses` writes the answers. A volunteer prefers a to b with probability
+    σ(judge(a) − judge(b)) (Bradley and Terry 1952), so people differ, and the same person errs now and
+    then. "certainty" is that probability for the answer that was chosen: no script trains on it, but its
+    mean over max(p, 1 − p) is the best accuracy that any model could reach. Equal answers are not shown.
+    """
+    rng = np.random.default_rng(seed)
+    answers = answer([post for post in posts for _ in range(2)])
+    lines = []
+    for prompt, a, b in zip(posts, answers[0::2], answers[1::2]):
+        if a == b:
+            continue
+        p = 1 / (1 + math.exp(judge(prompt, b) - judge(prompt, a)))
+        if rng.random() >= p:
+            a, b, p = b, a, 1 - p
+        lines.append(json.dumps({"prompt": prompt, "chosen": a, "rejected": b, "certainty": round(p, 4)}))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_preferences(path):
+    """Read a preference file (`.gz` too): a list of {"prompt", "chosen", "rejected", maybe "certainty"}.
+
+    A bad line raises BadInput with the file, the line and what is wrong.
+    """
+    records = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{path}:{number}: not JSON ({error.msg}); write one object on each line") from None
+        if not isinstance(record, dict):
+            raise BadInput(f'{path}:{number}: write an object: {{"prompt": …, "chosen": …, "rejected": …}}')
+        for key in ("prompt", "chosen", "rejected"):
+            if not isinstance(record.get(key), str):
+                raise BadInput(f'{path}:{number}: "{key}" is missing or not a text')
+        records.append(record)
+    if not records:
+        raise BadInput(f"{path}: no preferences in it; write one object on each line")
+    return records
+
+
+def encode_pairs(tokenizer, records, block_size):
+    """Preference records to token ids: a list of (prompt, chosen, rejected), and how many were dropped.
+
+    Prompt and answers are encoded apart, and both answers end with EOS. What is too long for the model
+    keeps the start of its answers and the end of its prompt. A pair whose answers are equal after that
+    teaches nothing and is dropped.
+    """
+    pairs = []
+    for record in records:
+        prompt = tokenizer.encode(record["prompt"])
+        chosen, rejected = (tokenizer.encode(record[k]) + [tokenizer.eos] for k in ("chosen", "rejected"))
+        chosen, rejected = chosen[: block_size // 2], rejected[: block_size // 2]
+        prompt = prompt[max(0, len(prompt) + max(len(chosen), len(rejected)) - block_size) :]
+        if chosen != rejected and prompt:
+            pairs.append((prompt, chosen, rejected))
+    return pairs, len(records) - len(pairs)
+
+
+def batches(lengths, batch_size, rng):
+    """Index arrays of `batch_size` items, each item once, neighbours in length together.
+
+    Rows of one batch are padded to its longest row, so equal lengths waste nothing. Sorting within a
+    random sixteen batches, not within all data, keeps every batch random enough to learn from.
+    """
+    order = rng.permutation(len(lengths))
+    lengths = np.asarray(lengths)
+    result = []
+    for start in range(0, len(order), 16 * batch_size):
+        window = order[start : start + 16 * batch_size]
+        window = window[np.argsort(lengths[window], kind="stable")]
+        result += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    return [result[i] for i in rng.permutation(len(result))]
+
+
+def pad_rows(prompts, responses, device="cpu"):
+    """Lists of ids to a right-padded batch: tokens (B, T) and the mask of response tokens (B, T)."""
+    rows = [[*p, *r] for p, r in zip(prompts, responses)]
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    position = torch.arange(width)
+    start, end = (torch.tensor([[n] for n in map(len, x)]) for x in (prompts, rows))
+    return tokens.to(device), ((position >= start) & (position < end)).to(device)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Files
+
+
+def read_text(path):
+    """A UTF-8 file as text, `.gz` unpacked. BadInput says in one sentence what is wrong with it."""
+    try:
+        raw = Path(path).read_bytes()
+        return (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"{path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{path}:{line}: not UTF-8 text; save it as UTF-8") from None
+    except (OSError, EOFError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+
+
+def write_text(path, text):
+    """Write a file so that a reader never sees half of it: under another name first, then renamed."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def main():
+    print("What people write, with each document's information in nats:\n")
+    for prompt, response, log_prob in documents(6, seed=0):
+        print(f"{prompt}{response}    [{-log_prob:.1f}]\n")
+    print("What the judge thinks of some answers to the last post:\n")
+    name, verb, thing = facts(prompt).values()
+    for answer in (f"{name} {verb} my {thing}.", f"{name} {verb} my kettle.", f"{thing} {thing}!", "I like tea."):
+        print(f"{judge(prompt, answer):6.2f}  {answer}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,431 @@
+"""Everything that knows token ids: GPT-2, sampling, log-probabilities, the optimizer, checkpoints.
+
+1. The model: GPT-2 exactly (Radford et al. 2019), and the same network with a scalar head.
+2. Log-probabilities of given tokens, and sampling of new ones with a key-value cache.
+3. The optimizer: Muon for the matrices, AdamW for the rest.
+4. Checkpoints: a directory that is a Hugging Face GPT-2 directory.
+5. Around every run: device, seed, a progress bar with its log, one sentence for bad input.
+
+Shapes: B rows of a batch, T tokens of a row, C channels (`n_embd`), V vocabulary, H heads, D = C / H.
+"""
+
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+# ----------------------------------------------------------------------------------------------------
+# 1. The model
+
+
+@dataclass
+class Config:
+    """Sizes of a GPT-2, under the names that Hugging Face's `config.json` has for them."""
+
+    vocab_size: int
+    n_positions: int = 128  # the longest text it can read, in tokens; also called block size or context
+    n_embd: int = 128
+    n_layer: int = 2
+    n_head: int = 4
+
+
+class Attention(nn.Module):
+    """Each position asks (query) all positions before it (key) and takes what they have (value)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, cache, layer):
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, H, everything so far, D)
+        # With a cache, a single new token may look at all of it; otherwise mask the future.
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cache, layer):
+        x = x + self.attn(self.ln_1(x), cache, layer)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """Token ids (B, T) to hidden states (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        # GPT-2's start: N(0, 0.02), and what is added to the residual stream smaller with depth.
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "c_proj" in name else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, tokens, cache=None):
+        start = cache.length if cache else 0
+        x = self.wte(tokens) + self.wpe.weight[start : start + tokens.shape[1]]
+        for layer, block in enumerate(self.h):
+            x = block(x, cache, layer)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.ln_f(x)
+
+
+class Cache:
+    """Keys and values of all tokens so far, so that a new token costs one position, not the whole text."""
+
+    def __init__(self, config, B, T, device):
+        shape = (config.n_layer, 2, B, config.n_head, T, config.n_embd // config.n_head)
+        self.kv = torch.empty(shape, device=device)
+        self.length = 0
+
+    def append(self, layer, k, v):
+        end = self.length + k.shape[2]
+        self.kv[layer, 0, :, :, self.length : end] = k
+        self.kv[layer, 1, :, :, self.length : end] = v
+        return self.kv[layer, :, :, :, :end]
+
+
+class GPT(nn.Module):
+    """The language model: hidden states times the token embeddings give the next token's logits."""
+
+    architecture = "GPT2LMHeadModel"
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+
+    def logits(self, hidden):
+        return hidden @ self.transformer.wte.weight.T
+
+    def forward(self, tokens):
+        """Token ids (B, T) to logits (B, T, V); those at t are about the token at t + 1."""
+        return self.logits(self.transformer(tokens))
+
+
+class ScalarGPT(nn.Module):
+    """The same network with one number per position instead of logits: reward model and critic."""
+
+    architecture = "GPT2ForSequenceClassification"
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.score = nn.Linear(config.n_embd, 1, bias=False)
+        nn.init.normal_(self.score.weight, std=1 / math.sqrt(config.n_embd + 1))  # Stiennon et al. 2020
+
+    def forward(self, tokens):
+        """Token ids (B, T) to scores (B, T); the one at t has read the tokens up to t."""
+        return self.score(self.transformer(tokens)).squeeze(-1)
+
+
+# ----------------------------------------------------------------------------------------------------
+# 2. Log-probabilities and sampling
+
+
+def token_log_probs(model, tokens, mask):
+    """log π(token t | tokens before t) at t, where `mask` is true, and 0 elsewhere.
+
+    tokens, mask and the result are all (B, T), so the same mask selects a token and its log-probability.
+    Position 0 has nothing before it and must not be masked in. Logits are made only where they are asked.
+    """
+    hidden = model.transformer(tokens[:, :-1])[mask[:, 1:]]  # (N, C), N tokens under the mask
+    log_probs = F.log_softmax(model.logits(hidden).float(), dim=-1)  # (N, V)
+    chosen = log_probs.gather(1, tokens[:, 1:][mask[:, 1:]][:, None]).squeeze(1)  # (N,)
+    return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, chosen)
+
+
+def filter_logits(logits, top_k, top_p):
+    """Keep the `top_k` likeliest tokens (0: all), and of those the fewest with mass `top_p` (1: all)."""
+    if top_k:
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    if top_p < 1:
+        ordered, index = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of all likelier tokens
+        logits = logits.masked_fill((before >= top_p).scatter(1, index, before >= top_p), -math.inf)
+    return logits
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_p=1.0, generator=None):
+    """Continue a batch of prompts of unequal lengths until EOS or `max_new_tokens`.
+
+    prompts: list of B lists of ids, none empty. temperature 0 is greedy; `generator` seeds the choice.
+    Returns, each (B, T): tokens, right-padded; mask of new tokens, EOS included; and their
+    log-probabilities under the distribution that they were drawn from (greedy: under temperature 1).
+
+    All rows walk through the same positions. A row that is still inside its prompt is given the prompt's
+    next token instead of a sampled one, so one cache serves all rows and no row needs an attention mask.
+    """
+    device = model.transformer.wte.weight.device
+    longest = max(map(len, prompts))
+    if longest >= model.config.n_positions:
+        raise BadInput(f"a prompt of {longest} tokens leaves no room in a context of {model.config.n_positions}")
+    B, T = len(prompts), min(longest + max_new_tokens, model.config.n_positions)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    tokens = torch.tensor([[*p, *[0] * (T - len(p))] for p in prompts], device=device)
+    mask = torch.zeros(B, T, dtype=torch.bool, device=device)
+    log_probs = torch.zeros(B, T, device=device)
+    alive = torch.ones(B, dtype=torch.bool, device=device)
+    cache = Cache(model.config, B, T, device)
+    start = min(map(len, prompts))
+    hidden = model.transformer(tokens[:, :start], cache)[:, -1]  # (B, C)
+    for t in range(start, T):
+        logits = model.logits(hidden).float()
+        if temperature > 0:
+            logits = filter_logits(logits / temperature, top_k, top_p)
+        dist = F.log_softmax(logits, dim=-1)
+        if temperature > 0:
+            drawn = torch.multinomial(dist.exp(), 1, generator=generator)
+        else:
+            drawn = dist.argmax(-1, keepdim=True)
+        writing = alive & (t >= lengths) & (t < lengths + max_new_tokens)
+        tokens[:, t] = torch.where(writing, drawn.squeeze(1), tokens[:, t])
+        log_probs[:, t] = torch.where(writing, dist.gather(1, drawn).squeeze(1), 0.0)
+        mask[:, t] = writing
+        alive &= ~(writing & (tokens[:, t] == eos)) & (t + 1 < lengths + max_new_tokens)
+        if t + 1 == T or not alive.any():
+            break
+        hidden = model.transformer(tokens[:, t : t + 1], cache)[:, -1]
+    return tokens[:, : t + 1], mask[:, : t + 1], log_probs[:, : t + 1]
+
+
+def sample(model, prompts, max_new_tokens, eos, batch_size=512, **how):
+    """`generate` for any number of prompts, neighbours in length together. Returns lists of ids, no EOS."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    responses = [None] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        tokens, mask, _ = generate(model, [prompts[i] for i in rows], max_new_tokens, eos, **how)
+        for i, row, kept in zip(rows, tokens.tolist(), mask.tolist()):
+            responses[i] = [token for token, new in zip(row, kept) if new and token != eos]
+    return responses
+
+
+# ----------------------------------------------------------------------------------------------------
+# 3. The optimizer
+
+
+def orthogonalize(G):
+    """Push all singular values of each matrix in G (..., m, n) towards 1: five Newton–Schulz steps.
+
+    The quintic's coefficients are steep at 0, so that small singular values grow fast, at the price that
+    all end between about 0.7 and 1.2 instead of at 1 (Jordan 2024, kellerjordan.github.io/posts/muon).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = G.shape[-2] > G.shape[-1]
+    X = G.mT if tall else G
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is over 1
+    for _ in range(5):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return X.mT if tall else X
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices inside the blocks, AdamW for everything else: embeddings, norms, biases, head.
+
+    Muon takes the momentum of a matrix's gradient and keeps its directions but evens out their sizes, so
+    that rare directions are learned as fast as common ones. AdamW is Loshchilov and Hutter 2019, without
+    weight decay. A scheduler scales both rates: set `group["lr"] = group["initial_lr"] * factor`.
+    """
+
+    def __init__(self, model, lr, adam_lr, momentum=0.95, betas=(0.9, 0.95), eps=1e-8):
+        matrices = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
+        others = [p for name, p in model.named_parameters() if not (".h." in name and p.dim() == 2)]
+        groups = [
+            {"params": matrices, "lr": lr, "initial_lr": lr, "muon": True},
+            {"params": others, "lr": adam_lr, "initial_lr": adam_lr, "muon": False},
+        ]
+        super().__init__(groups, {"momentum": momentum, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    (self.muon_step if group["muon"] else self.adam_step)(p, p.grad, self.state[p], group)
+
+    def muon_step(self, p, g, state, group):
+        m = state.setdefault("m", torch.zeros_like(p))
+        m.lerp_(g, 1 - group["momentum"])
+        update = orthogonalize(g.lerp(m, group["momentum"]))  # Nesterov: look one step ahead
+        p.add_(update, alpha=-group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
+
+    def adam_step(self, p, g, state, group):
+        (beta1, beta2), t = group["betas"], state.get("t", 0) + 1
+        m, v = state.setdefault("m", torch.zeros_like(p)), state.setdefault("v", torch.zeros_like(p))
+        m.lerp_(g, 1 - beta1)
+        v.lerp_(g * g, 1 - beta2)
+        p.addcdiv_(m / (1 - beta1**t), (v / (1 - beta2**t)).sqrt() + group["eps"], value=-group["lr"])
+        state["t"] = t
+
+
+def set_lr(optimizer, step, steps, warmup, final=0.0):
+    """Linear warm-up over `warmup` steps, then linear decay to `final` times the full rate."""
+    decay = final + (1 - final) * (steps - step) / max(1, steps - warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * min((step + 1) / warmup, decay)
+
+
+# ----------------------------------------------------------------------------------------------------
+# 4. Checkpoints: config.json and model.safetensors, as Hugging Face writes them for GPT-2
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# GPT-2's files keep these matrices as (in, out); nn.Linear keeps (out, in).
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+
+
+def write_safetensors(path, tensors):
+    """8 bytes header length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw numbers."""
+    header, blobs, offset = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, tensor in tensors.items():
+        blobs.append(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, offset + len(blobs[-1])]}
+        offset += len(blobs[-1])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # numbers start at a multiple of 8
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+    os.replace(temporary, path)
+
+
+def read_safetensors(path):
+    """The tensors of a file, as float32. BadInput where the file is not what its header says."""
+    raw = Path(path).read_bytes()
+    try:
+        (length,) = struct.unpack("<Q", raw[:8])
+        header, body, tensors = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}
+        for name, info in header.items():
+            if name != "__metadata__":
+                start, end = info["data_offsets"]
+                tensor = torch.frombuffer(bytearray(body[start:end]), dtype=DTYPES[info["dtype"]])
+                tensors[name] = tensor.reshape(info["shape"]).float()
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
+    return tensors
+
+
+def save_model(model, directory, eos, pad):
+    """Write the model so that `load_model` and `transformers` can open it."""
+    tensors = {
+        name: tensor.T if name.endswith(TRANSPOSED) else tensor
+        for name, tensor in model.state_dict().items()
+    }  # fmt: skip
+    config = {"architectures": [model.architecture], "model_type": "gpt2", **vars(model.config),
+              "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+              "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+              "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": pad}  # fmt: skip
+    if isinstance(model, ScalarGPT):
+        config["id2label"], config["label2id"] = {"0": "score"}, {"score": 0}  # that is, num_labels=1
+    path = Path(directory, "config.json")
+    Path(f"{path}.tmp").write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(f"{path}.tmp", path)
+    write_safetensors(Path(directory, "model.safetensors"), tensors)
+
+
+def load_model(directory, kind=GPT):
+    """Open a GPT-2 directory as `GPT` or `ScalarGPT`, in float32.
+
+    A language model can be opened as a `ScalarGPT`: its head is then new and random.
+    """
+    path = Path(directory, "config.json")
+    if not path.exists():
+        raise BadInput(f"{directory}: no checkpoint there (config.json is missing); run pretrain.py first?")
+    found = json.loads(path.read_text())
+    config = Config(**{name: found[name] for name in Config.__dataclass_fields__})
+    model = kind(config)
+    tensors = {}
+    for name, tensor in read_safetensors(Path(directory, "model.safetensors")).items():
+        name = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
+        if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks; the tied head
+            tensors[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
+    if kind is ScalarGPT and "score.weight" not in tensors:
+        tensors["score.weight"] = model.score.weight
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BadInput(f"{directory}: the weights do not fit {path.name}: {' '.join(str(error).split())}") from None
+    return model
+
+
+# ----------------------------------------------------------------------------------------------------
+# 5. Around every run
+
+
+def pick_device(name=None):
+    """The named device, or the best one here: cuda, then mps, then cpu."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name)
+
+
+class Log:
+    """A progress bar with live figures, and the same figures as lines of `metrics.jsonl`."""
+
+    def __init__(self, directory, steps, title):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self.file = open(Path(directory, "metrics.jsonl"), "w")
+        self.bar = tqdm(total=steps, desc=title, mininterval=0.5)
+
+    def __call__(self, step, **figures):
+        """Show and write the figures of one step."""
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()}, refresh=False)
+        print(json.dumps({"step": step, **figures}), file=self.file, flush=True)
+
+    def close(self, **figures):
+        """Write the summary as the last line."""
+        self.bar.close()
+        print(json.dumps({"final": True, **figures}), file=self.file, flush=True)
+        self.file.close()
+
+
+class BadInput(Exception):
+    """Something in what the user gave is wrong; the message is one sentence that says what and where."""
+
+
+def run(main, parser):
+    """Run `main(options)`; where the input is at fault, say so in one sentence and exit with status 2."""
+    try:
+        main(parser.parse_args())
+    except BadInput as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
