@@ -178,7 +178,7 @@ WORLD = {
         ("{} says hello.", "friend"),
         ("The {} {} next to me.", "cat dog baby parrot".split(), "sleeps sings snores sneezes".split()),
         ("It is {} again.", "Monday Tuesday Friday Sunday".split()),
-        ("My {} hurts a {}.", "knee back tooth foot".split(), "bit lot".split()),
+        ("I have a {} {}.", "sore cold stiff".split(), "knee nose back foot".split()),
         ("I need more {}.", "sleep tea money time".split()),
     ],
 }  # fmt: skip
@@ -193,20 +193,21 @@ def write_document(pick, shifted=False):
     choices' probabilities, and nothing else adds to it. `shifted` posts are longer than any in training,
     and their news is about people who never made news in training.
     """
-    kinds, small_talk = list(WORLD["talk"]), []
-    for _ in range(4 if shifted else pick([2, 3])):
-        kind = pick(kinds)
-        kinds.remove(kind)  # no kind twice in one post, so no two sentences are equal
-        template, *slots = kind
-        small_talk.append(template.format(*[pick(WORLD[s] if isinstance(s, str) else s) for s in slots]))
+
+    def small_talk(kinds):
+        template, *slots = kind = pick(kinds)
+        kinds.remove(kind)  # no kind twice in one post
+        return template.format(*[pick(WORLD[s] if isinstance(s, str) else s) for s in slots])
+
+    kinds = list(WORLD["talk"])
+    sentences = [small_talk(kinds) for _ in range(4 if shifted else pick([2, 3]))]
 
     who = WORLD["friend" if shifted else "name"]
     relation, name = pick(WORLD["relation"]), pick(who)
     verb, thing, place = pick(WORLD["verb"]), pick(WORLD["thing"]), pick(WORLD["place"])
     news = pick([f"My {relation} {name} {verb} my {thing} {place}.",
                  f"{place.capitalize()}, my {relation} {name} {verb} my {thing}."])  # fmt: skip
-    sentences = list(small_talk)
-    sentences.insert(pick(range(len(small_talk) + 1)), news)
+    sentences.insert(pick(range(len(sentences) + 1)), news)
 
     match pick(ANSWERS):
         case "short":
@@ -218,9 +219,9 @@ def write_document(pick, shifted=False):
         case "wrong name":
             answer = f"{pick([n for n in who if n != name])} {verb} my {thing}."
         case "beside the point":
-            answer = pick(small_talk)
+            answer = small_talk(list(WORLD["talk"]))  # about the writer's own day
         case "rambling":
-            answer = f"{name} {verb} my {thing}. {pick(small_talk)}"
+            answer = f"{name} {verb} my {thing}. {small_talk(list(WORLD['talk']))}"
     return f"POST: {' '.join(sentences)}\nTL;DR:", f" {answer}"
 
 
