@@ -271,25 +271,38 @@ def judge(prompt, response):
 # 3. Preference files: one JSON object a line, {"prompt": …, "chosen": …, "rejected": …}
 
 
-def collect_preferences(path, posts, answer, seed=0):
-    """Show volunteers two answers to each post, and write down which one they choose.
+def collect_preferences(checkpoint, answer, n=17_408, seed=2):
+    """Show volunteers two of a model's answers to each of n posts, and write down which one they choose.
 
     `answer(prompts) -> responses` writes the answers. A volunteer prefers a to b with probability
     σ(judge(a) − judge(b)) (Bradley and Terry 1952), so people differ, and the same person errs now and
-    then. "certainty" is that probability for the answer that was chosen: no script trains on it, but its
-    mean over max(p, 1 − p) is the best accuracy that any model could reach. Equal answers are not shown.
+    then. "certainty" is that probability for the answer that was chosen; no script trains on it. Equal
+    answers are not shown to anyone.
+
+    The pairs go to `preferences.jsonl` beside the model's directory. They are collected again only when
+    the model is newer than they are. Returns the path.
     """
+    path = Path(checkpoint).parent / "preferences.jsonl"
+    if path.exists() and path.stat().st_mtime >= Path(checkpoint, "model.safetensors").stat().st_mtime:
+        return path
+    print(f"asking the volunteers about {n} pairs of answers …")
     rng = np.random.default_rng(seed)
+    posts = [prompt for prompt, _, _ in documents(n, seed=[seed, 2])]
     answers = answer([post for post in posts for _ in range(2)])
     lines = []
     for prompt, a, b in zip(posts, answers[0::2], answers[1::2]):
-        if a == b:
-            continue
         p = 1 / (1 + math.exp(judge(prompt, b) - judge(prompt, a)))
-        if rng.random() >= p:
+        if rng.random() > p:
             a, b, p = b, a, 1 - p
-        lines.append(json.dumps({"prompt": prompt, "chosen": a, "rejected": b, "certainty": round(p, 4)}))
+        if a != b:
+            lines.append(json.dumps({"prompt": prompt, "chosen": a, "rejected": b, "certainty": round(p, 4)}))
     write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def best_accuracy(records):
+    """The best accuracy that any model can reach on pairs labelled with these certainties."""
+    return float(np.mean([max(r["certainty"], 1 - r["certainty"]) for r in records]))
 
 
 def read_preferences(path):
@@ -317,13 +330,13 @@ def read_preferences(path):
 
 
 def encode_pairs(tokenizer, records, block_size):
-    """Preference records to token ids: a list of (prompt, chosen, rejected), and how many were dropped.
+    """Preference records to token ids: a list of (prompt, chosen, rejected), and the records behind it.
 
     Prompt and answers are encoded apart, and both answers end with EOS. What is too long for the model
     keeps the start of its answers and the end of its prompt. A pair whose answers are equal after that
     teaches nothing and is dropped.
     """
-    pairs = []
+    pairs, kept = [], []
     for record in records:
         prompt = tokenizer.encode(record["prompt"])
         chosen, rejected = (tokenizer.encode(record[k]) + [tokenizer.eos] for k in ("chosen", "rejected"))
@@ -331,7 +344,8 @@ def encode_pairs(tokenizer, records, block_size):
         prompt = prompt[max(0, len(prompt) + max(len(chosen), len(rejected)) - block_size) :]
         if chosen != rejected and prompt:
             pairs.append((prompt, chosen, rejected))
-    return pairs, len(records) - len(pairs)
+            kept.append(record)
+    return pairs, kept
 
 
 def batches(lengths, batch_size, rng):

@@ -228,15 +228,16 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     return tokens[:, : t + 1], mask[:, : t + 1], log_probs[:, : t + 1]
 
 
-def sample(model, prompts, max_new_tokens, eos, batch_size=512, **how):
-    """`generate` for any number of prompts, neighbours in length together. Returns lists of ids, no EOS."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+def sample_texts(model, tokenizer, prompts, max_new_tokens, batch_size=512, **how):
+    """`generate` for any number of prompts, neighbours in length together. Texts in, texts out."""
+    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     responses = [None] * len(prompts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        tokens, mask, _ = generate(model, [prompts[i] for i in rows], max_new_tokens, eos, **how)
-        for i, row, kept in zip(rows, tokens.tolist(), mask.tolist()):
-            responses[i] = [token for token, new in zip(row, kept) if new and token != eos]
+        tokens, mask, _ = generate(model, [encoded[i] for i in rows], max_new_tokens, tokenizer.eos, **how)
+        for i, row, new in zip(rows, tokens, mask):
+            responses[i] = tokenizer.decode(row[new])
     return responses
 
 
