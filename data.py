@@ -271,7 +271,7 @@ def judge(prompt, response):
 # 3. Preference files: one JSON object a line, {"prompt": …, "chosen": …, "rejected": …}
 
 
-def collect_preferences(checkpoint, answer, n=17_408, seed=2):
+def collect_preferences(checkpoint, answer, n, seed=2):
     """Show volunteers two of a model's answers to each of n posts, and write down which one they choose.
 
     `answer(prompts) -> responses` writes the answers. A volunteer prefers a to b with probability

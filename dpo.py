@@ -45,6 +45,7 @@ from model import Log, Muon, load_model, pick_device, run, sample_texts, save_mo
 parser = argparse.ArgumentParser("dpo.py", description="Align a pretrained model by Direct Preference Optimisation.")
 parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from (default: %(default)s)")
 parser.add_argument("--data", help="preference file (default: pairs of the model's own answers, made if missing)")
+parser.add_argument("--pairs", type=int, default=17_408, help="how many to collect where none are there (default: %(default)s)")
 parser.add_argument("--out", default="runs/dpo", help="directory for the checkpoint (default: %(default)s)")
 parser.add_argument("--beta", type=float, default=0.5, help="higher stays closer to the reference (default: %(default)s)")
 parser.add_argument("--loss", choices=["dpo", "ipo", "cdpo", "hinge"], default="dpo", help="default: %(default)s")
@@ -95,7 +96,7 @@ def main(args):
 
     # Pairs of answers to the same prompt, the last ones held out.
     answer = lambda prompts: sample_texts(policy, tokenizer, prompts, MAX_ANSWER_TOKENS)
-    data = args.data or collect_preferences(args.init, answer)
+    data = args.data or collect_preferences(args.init, answer, args.pairs)
     records = read_preferences(data)
     pairs, kept = encode_pairs(tokenizer, records, policy.config.n_positions)
     n_val = min(1024, len(pairs) // 10)

@@ -29,7 +29,7 @@ parser = argparse.ArgumentParser("pretrain.py", description="Pretrain a small GP
 parser.add_argument("--out", default="runs/pretrain", help="directory for the checkpoint (default: %(default)s)")
 parser.add_argument("--steps", type=int, default=700, help="optimizer steps (default: %(default)s)")
 parser.add_argument("--batch-size", type=int, default=64, help="documents a step (default: %(default)s)")
-parser.add_argument("--lr", type=float, default=0.02, help="Muon's peak learning rate (default: %(default)s)")
+parser.add_argument("--lr", type=float, default=0.03, help="Muon's peak learning rate (default: %(default)s)")
 parser.add_argument("--adam-lr", type=float, default=0.01, help="AdamW's peak learning rate (default: %(default)s)")
 parser.add_argument("--vocab-size", type=int, default=640, help="tokens to tell apart (default: %(default)s)")
 parser.add_argument("--block-size", type=int, default=128, help="longest text in tokens (default: %(default)s)")

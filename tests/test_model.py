@@ -1,0 +1,280 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import model as M
+from data import Tokenizer, documents, pad_rows
+from model import GPT, BadInput, Cache, Config, Muon, ScalarGPT, generate, load_model, orthogonalize, save_model
+from model import filter_logits, read_safetensors, set_lr, token_log_probs, write_safetensors
+
+CONFIG = Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
+EOS = 60
+
+
+@pytest.fixture
+def gpt():
+    torch.manual_seed(0)
+    model = GPT(CONFIG)
+    for p in model.parameters():  # larger than at birth, so that an error in any part shows in the logits
+        p.data += 0.2 * torch.randn_like(p)
+    return model
+
+
+TOKENS = torch.randint(0, 61, (3, 40), generator=torch.Generator().manual_seed(1))
+
+# ----------------------------------------------------------------------------------------------------
+# The model is GPT-2
+
+
+@torch.no_grad()
+def test_our_checkpoint_opens_in_transformers(gpt, tmp_path):
+    from transformers import GPT2LMHeadModel
+
+    save_model(gpt, tmp_path, eos=EOS, pad=0)
+    theirs, info = GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert torch.allclose(theirs.eval()(TOKENS).logits, gpt(TOKENS), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-4), (torch.float16, 1e-4), (torch.bfloat16, 1e-4)])
+def test_their_checkpoint_opens_here(tmp_path, dtype, atol):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__}
+    theirs = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.2)).to(dtype)
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    assert torch.allclose(theirs.float().eval()(TOKENS).logits, ours(TOKENS), atol=atol)
+
+
+@torch.no_grad()
+def test_scalar_checkpoint_opens_in_transformers_with_the_same_scores(tmp_path):
+    from transformers import GPT2ForSequenceClassification
+
+    torch.manual_seed(0)
+    ours = ScalarGPT(CONFIG)
+    save_model(ours, tmp_path, eos=EOS, pad=59)
+    theirs, info = GPT2ForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and theirs.num_labels == 1
+    tokens = TOKENS.clone().clamp(max=58)
+    lengths = [40, 25, 7]
+    for row, n in zip(tokens, lengths):
+        row[n:] = 59
+    expected = torch.stack([ours(tokens)[i, n - 1] for i, n in enumerate(lengths)])
+    assert torch.allclose(theirs.eval()(tokens).logits.squeeze(1), expected, atol=1e-4)
+    assert torch.equal(load_model(tmp_path, ScalarGPT)(tokens), ours(tokens))
+
+
+def test_tokenizer_files_open_in_transformers(tmp_path):
+    from transformers import GPT2TokenizerFast
+
+    texts = [p + r for p, r, _ in documents(100, seed=0)]
+    ours = Tokenizer.train(texts, 400)
+    ours.save(tmp_path)
+    save_model(GPT(Config(len(ours.vocab), 16, 8, 1, 1)), tmp_path, ours.eos, ours.pad)
+    theirs = GPT2TokenizerFast.from_pretrained(tmp_path)
+    assert [theirs(t)["input_ids"] for t in texts[:20]] == [ours.encode(t) for t in texts[:20]]
+    assert theirs.eos_token_id == ours.eos
+
+
+@torch.no_grad()
+def test_a_language_model_becomes_a_reward_model_with_a_new_head(gpt, tmp_path):
+    save_model(gpt, tmp_path, EOS, 0)
+    scalar = load_model(tmp_path, ScalarGPT)
+    assert torch.equal(scalar.transformer(TOKENS), gpt.transformer(TOKENS))
+    assert scalar.score.weight.std().item() == pytest.approx(1 / math.sqrt(33), rel=0.5)
+
+
+def test_weights_of_another_shape_are_refused(gpt, tmp_path):
+    save_model(gpt, tmp_path, EOS, 0)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    with pytest.raises(BadInput, match="do not fit"):
+        load_model(tmp_path)
+    with pytest.raises(BadInput, match="no checkpoint"):
+        load_model(tmp_path / "nowhere")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Cache, log-probabilities, sampling
+
+
+@torch.no_grad()
+def test_cached_equals_uncached_token_by_token(gpt):
+    expected = gpt(TOKENS)
+    cache = Cache(CONFIG, 3, 40, "cpu")
+    got = [gpt.logits(gpt.transformer(TOKENS[:, :5], cache))]  # five at once, then one by one
+    got += [gpt.logits(gpt.transformer(TOKENS[:, t : t + 1], cache)) for t in range(5, 40)]
+    assert torch.allclose(torch.cat(got, dim=1), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_future_is_hidden(gpt):
+    changed = TOKENS.clone()
+    changed[:, 20:] = 7
+    assert torch.allclose(gpt(TOKENS)[:, :20], gpt(changed)[:, :20], atol=1e-5)
+    assert not torch.allclose(gpt(TOKENS)[:, 20:], gpt(changed)[:, 20:], atol=1e-2)
+
+
+@torch.no_grad()
+def test_token_log_probs_equal_a_plain_loop(gpt):
+    tokens, mask = pad_rows([[3, 4], [5]], [[6, 7, EOS], [8, EOS]])
+    got = token_log_probs(gpt, tokens, mask)
+    for row, n_prompt, n in ((0, 2, 5), (1, 1, 3)):
+        for t in range(tokens.shape[1]):
+            expected = 0.0
+            if n_prompt <= t < n:
+                expected = gpt(tokens[row : row + 1, :t])[0, -1].softmax(-1)[tokens[row, t]].log().item()
+            assert got[row, t].item() == pytest.approx(expected, abs=1e-5)
+
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
+
+
+def test_ragged_greedy_batch_equals_one_by_one(gpt):
+    tokens, mask, _ = generate(gpt, PROMPTS, 12, EOS, temperature=0)
+    for prompt, row, new in zip(PROMPTS, tokens, mask):
+        text = list(prompt)
+        for _ in range(12):  # no cache, no batch
+            text.append(gpt(torch.tensor([text]))[0, -1].argmax().item())
+            if text[-1] == EOS:
+                break
+        assert row[: len(prompt)].tolist() == prompt
+        assert row[new].tolist() == text[len(prompt) :]
+
+
+def test_sampled_log_probs_equal_scored_log_probs(gpt):
+    tokens, mask, log_probs = generate(gpt, PROMPTS * 8, 20, EOS, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(token_log_probs(gpt, tokens, mask), log_probs, atol=1e-5)
+    assert torch.equal(log_probs != 0, mask)
+
+
+def test_eos_ends_a_row_and_counts(gpt):
+    gpt.transformer.wte.weight.data[EOS] *= 3  # make the end likely at some point
+    tokens, mask, _ = generate(gpt, PROMPTS * 50, 20, EOS)
+    ended = 0
+    for prompt, row, new in zip(PROMPTS * 50, tokens, mask):
+        answer = row[new].tolist()
+        assert EOS not in answer[:-1] and 1 <= len(answer) <= 20
+        assert answer[-1] == EOS or len(answer) == 20
+        assert new.nonzero()[0].item() == len(prompt)
+        ended += answer[-1] == EOS
+    assert 0 < ended
+
+
+def test_seeded_sampling_repeats_itself(gpt):
+    draw = lambda seed: generate(gpt, PROMPTS, 20, EOS, generator=torch.Generator().manual_seed(seed))[0].tolist()
+    assert draw(0) == draw(0) != draw(1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sampling_frequencies_follow_the_softmax(gpt, temperature):
+    n = 20_000
+    tokens, _, _ = generate(gpt, [[1, 2]] * n, 1, EOS, temperature, generator=torch.Generator().manual_seed(0))
+    expected = (gpt(torch.tensor([[1, 2]]))[0, -1] / temperature).softmax(-1).detach().numpy()
+    found = np.bincount(tokens[:, 2], minlength=61) / n
+    assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / n) + 1e-4)
+
+
+def test_top_k_and_top_p_by_hand():
+    logits = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
+    kept = lambda k, p: (filter_logits(logits, k, p) > -math.inf).squeeze(0).tolist()
+    assert kept(0, 1.0) == [True, True, True, True]
+    assert kept(2, 1.0) == [True, True, False, False]
+    assert kept(0, 0.5) == [True, False, False, False]
+    assert kept(0, 0.6) == [True, True, False, False]  # the token that crosses the line stays
+    assert kept(0, 0.01) == [True, False, False, False]  # the likeliest always stays
+    assert kept(3, 0.95) == [True, True, True, False]
+    assert kept(99, 1.0) == [True, True, True, True]
+
+
+def test_a_prompt_as_long_as_the_context_is_refused(gpt):
+    with pytest.raises(BadInput, match="no room"):
+        generate(gpt, [[1] * 48], 5, EOS)
+    tokens, mask, _ = generate(gpt, [[1] * 47], 5, EOS)
+    assert mask.sum() == 1  # one place was left
+
+
+# ----------------------------------------------------------------------------------------------------
+# The optimizer
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (96, 32), (32, 128)])
+def test_orthogonalize_against_svd(shape):
+    G = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    U, _, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    inner = U.T @ orthogonalize(G).double() @ Vh.T  # diagonal of ones if it were the orthogonal factor
+    assert (inner - inner.diag().diag()).abs().max() < 1e-3
+    assert 0.6 < inner.diag().min() and inner.diag().max() < 1.25
+
+
+def test_muon_step_moves_along_the_orthogonal_factor(gpt):
+    optimizer = Muon(gpt, lr=0.1, adam_lr=0.1)
+    p = gpt.transformer.h[0].mlp.c_fc.weight  # (128, 32)
+    gpt(TOKENS).logsumexp(-1).mean().backward()
+    before, G = p.detach().clone(), p.grad.clone()
+    optimizer.step()
+    update = (before - p.detach()).double() / (0.1 * math.sqrt(128 / 32))
+    U, _, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    assert ((update * (U @ Vh)).sum() / (update.norm() * (U @ Vh).norm())).item() > 0.95  # cosine
+
+
+def test_everything_else_moves_as_torch_adamw_says(gpt):
+    others = {n: p for n, p in gpt.named_parameters() if not (".h." in n and p.dim() == 2)}
+    assert {"transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.bias"} < set(others)
+    copies = {n: p.detach().clone().requires_grad_() for n, p in others.items()}
+    reference = torch.optim.AdamW(copies.values(), lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0)
+    optimizer = Muon(gpt, lr=0.0, adam_lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        gpt(TOKENS).logsumexp(-1).mean().backward()
+        for n, p in others.items():
+            copies[n].grad = p.grad.clone()
+        optimizer.step()
+        reference.step()
+    for n, p in others.items():
+        assert torch.allclose(p, copies[n], atol=1e-5), n
+
+
+def test_learning_rate_by_hand():
+    optimizer = Muon(GPT(CONFIG), lr=1.0, adam_lr=0.5)
+    rate = lambda step: (set_lr(optimizer, step, 110, warmup=10, final=0.1), optimizer.param_groups[0]["lr"])[1]
+    assert [rate(0), rate(4), rate(10)] == pytest.approx([0.1, 0.5, 1.0])
+    assert rate(60) == pytest.approx(0.55) and optimizer.param_groups[1]["lr"] == pytest.approx(0.275)
+
+
+# ----------------------------------------------------------------------------------------------------
+# safetensors
+
+
+def test_safetensors_both_ways(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7), "t": torch.randn(4, 2).T}
+    write_safetensors(tmp_path / "ours", tensors)
+    theirs = load_file(tmp_path / "ours")
+    assert theirs.keys() == tensors.keys() and all(torch.equal(theirs[n], t) for n, t in tensors.items())
+    half = {n: t.contiguous().to(torch.bfloat16) for n, t in tensors.items()}
+    save_file(half, tmp_path / "theirs")
+    assert all(torch.equal(t, half[n].float()) for n, t in read_safetensors(tmp_path / "theirs").items())
+
+
+def test_a_cut_safetensors_file_is_refused(tmp_path):
+    write_safetensors(tmp_path / "file", {"a": torch.randn(30)})
+    raw = (tmp_path / "file").read_bytes()
+    for n in (0, 5, 20, len(raw) - 3):
+        (tmp_path / "cut").write_bytes(raw[:n])
+        with pytest.raises(BadInput, match="cut: not a whole safetensors file"):
+            read_safetensors(tmp_path / "cut")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_safetensors(tmp_path / "file", {"a": torch.ones(3)})
+    monkeypatch.setattr(M.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError):
+        write_safetensors(tmp_path / "file", {"a": torch.zeros(3)})
+    assert read_safetensors(tmp_path / "file")["a"].tolist() == [1, 1, 1]
