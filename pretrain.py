@@ -27,7 +27,7 @@ from model import GPT, Config, Log, Muon, generate, pick_device, run, save_model
 
 parser = argparse.ArgumentParser("pretrain.py", description="Pretrain a small GPT on the embedded world.")
 parser.add_argument("--out", default="runs/pretrain", help="directory for the checkpoint (default: %(default)s)")
-parser.add_argument("--steps", type=int, default=700, help="optimizer steps (default: %(default)s)")
+parser.add_argument("--steps", type=int, default=600, help="optimizer steps (default: %(default)s)")
 parser.add_argument("--batch-size", type=int, default=64, help="documents a step (default: %(default)s)")
 parser.add_argument("--lr", type=float, default=0.03, help="Muon's peak learning rate (default: %(default)s)")
 parser.add_argument("--adam-lr", type=float, default=0.01, help="AdamW's peak learning rate (default: %(default)s)")
