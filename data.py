@@ -155,7 +155,7 @@ class Tokenizer:
 # ----------------------------------------------------------------------------------------------------
 # 2. The world: someone tells what happened today, and someone else sums it up.
 #
-#     POST: It rained all day. My cousin Hugo lost my kite in the park. I had soup for lunch.
+#     POST: It rained all day. My cousin Hugo lost my kite upstairs. I had soup for lunch.
 #     TL;DR: Hugo lost my kite.
 #
 # One sentence is news, the others are small talk. Six hands in equal parts write the summary, and only
@@ -169,8 +169,8 @@ WORLD = {
     "verb": "lost found broke fixed hid sold washed painted dropped borrowed".split(),
     "thing": "kite hat bike lamp drum clock boat vase scarf ring chair kettle "
     "ladder mirror radio rug sofa spoon tent toy violin wig map mug".split(),
-    "place": ["in the park", "at the beach", "on the train", "at the market", "in the garden", "on the bridge",
-              "at the zoo", "in the museum", "at school", "on the roof", "by the lake", "at the fair"],
+    "place": "upstairs downstairs outside indoors downtown abroad backstage nearby overseas offshore uphill "
+    "underwater".split(),
     "talk": [
         ("It {} all {}.", "rained snowed stormed".split(), "day night morning".split()),
         ("I had {} for {}.", "soup pie toast rice stew cake".split(), "lunch dinner breakfast".split()),

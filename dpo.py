@@ -51,8 +51,7 @@ parser.add_argument("--beta", type=float, default=0.5, help="higher stays closer
 parser.add_argument("--loss", choices=["dpo", "ipo", "cdpo", "hinge"], default="dpo", help="default: %(default)s")
 parser.add_argument("--steps", type=int, help="optimizer steps (default: one pass over the pairs)")
 parser.add_argument("--batch-size", type=int, default=64, help="pairs a step (default: %(default)s)")
-parser.add_argument("--lr", type=float, default=1e-3, help="Muon's peak learning rate (default: %(default)s)")
-parser.add_argument("--adam-lr", type=float, default=1e-4, help="AdamW's peak learning rate (default: %(default)s)")
+parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=1, help="seed of the order of the pairs (default: %(default)s)")
 parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
 
@@ -122,7 +121,7 @@ def main(args):
                 "val_accuracy": (margin > 0).float().mean().item(), "margin": margin.mean().item(),
                 "chosen": args.beta * chosen.mean().item(), "rejected": args.beta * rejected.mean().item()}  # fmt: skip
 
-    optimizer = Muon(policy, args.lr, args.adam_lr)
+    optimizer = Muon(policy, args.lr)
     per_epoch = math.ceil(len(train) / args.batch_size)
     steps = args.steps or per_epoch
     order = [rows for _ in range(math.ceil(steps / per_epoch)) for rows in batches(lengths[: len(train)], args.batch_size, rng)]

@@ -215,8 +215,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
         dist = F.log_softmax(logits, dim=-1)
         if temperature > 0:  # a uniform number picks from the cumulated probabilities: cheaper than multinomial
             cumulated = dist.exp().cumsum(-1)
-            u = torch.rand(B, 1, generator=generator, device=device) * cumulated[:, -1:]
-            drawn = torch.searchsorted(cumulated, u, right=True).clamp(max=dist.shape[-1] - 1)
+            u = (1 - torch.rand(B, 1, generator=generator, device=device)) * cumulated[:, -1:]  # never 0
+            drawn = torch.searchsorted(cumulated, u)  # the first token whose cumulated probability reaches u
         else:
             drawn = dist.argmax(-1, keepdim=True)
         writing = alive & (t >= lengths) & (t < lengths + max_new_tokens)
@@ -268,15 +268,15 @@ class Muon(torch.optim.Optimizer):
 
     Muon takes the momentum of a matrix's gradient and keeps its directions but evens out their sizes, so
     that rare directions are learned as fast as common ones. AdamW is Loshchilov and Hutter 2019, without
-    weight decay. A scheduler scales both rates: set `group["lr"] = group["initial_lr"] * factor`.
+    weight decay; its rate is half of Muon's, which served every stage of this project.
     """
 
-    def __init__(self, model, lr, adam_lr, momentum=0.95, betas=(0.9, 0.95), eps=1e-8):
+    def __init__(self, model, lr, momentum=0.95, betas=(0.9, 0.95), eps=1e-8):
         matrices = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
         others = [p for name, p in model.named_parameters() if not (".h." in name and p.dim() == 2)]
         groups = [
             {"params": matrices, "lr": lr, "initial_lr": lr, "muon": True},
-            {"params": others, "lr": adam_lr, "initial_lr": adam_lr, "muon": False},
+            {"params": others, "lr": lr / 2, "initial_lr": lr / 2, "muon": False},
         ]
         super().__init__(groups, {"momentum": momentum, "betas": betas, "eps": eps})
 

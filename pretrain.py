@@ -29,9 +29,8 @@ parser = argparse.ArgumentParser("pretrain.py", description="Pretrain a small GP
 parser.add_argument("--out", default="runs/pretrain", help="directory for the checkpoint (default: %(default)s)")
 parser.add_argument("--steps", type=int, default=600, help="optimizer steps (default: %(default)s)")
 parser.add_argument("--batch-size", type=int, default=64, help="documents a step (default: %(default)s)")
-parser.add_argument("--lr", type=float, default=0.03, help="Muon's peak learning rate (default: %(default)s)")
-parser.add_argument("--adam-lr", type=float, default=0.01, help="AdamW's peak learning rate (default: %(default)s)")
-parser.add_argument("--vocab-size", type=int, default=640, help="tokens to tell apart (default: %(default)s)")
+parser.add_argument("--lr", type=float, default=0.03, help="peak learning rate (default: %(default)s)")
+parser.add_argument("--vocab-size", type=int, default=768, help="tokens to tell apart, at most (default: %(default)s)")
 parser.add_argument("--block-size", type=int, default=128, help="longest text in tokens (default: %(default)s)")
 parser.add_argument("--n-layer", type=int, default=2, help="blocks (default: %(default)s)")
 parser.add_argument("--n-head", type=int, default=4, help="attention heads a block (default: %(default)s)")
@@ -63,7 +62,7 @@ def main(args):
     entropy = -sum(log_prob for *_, log_prob in val) / sum(len(row) - 1 for row in val_rows)
 
     model = GPT(Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)).to(device)
-    optimizer = Muon(model, args.lr, args.adam_lr)
+    optimizer = Muon(model, args.lr)
 
     @torch.no_grad()
     def evaluate():

@@ -20,7 +20,7 @@ SMALL_WORLD = {
     "friend": ["Alma"],
     "verb": ["lost", "found"],
     "thing": ["kite", "hat"],
-    "place": ["in the park"],
+    "place": ["upstairs"],
     "talk": [("It {} again.", ["rained", "snowed"]), ("{} says hello.", "friend"), ("I need tea.",)],
 }
 
@@ -67,14 +67,14 @@ def test_shifted_posts_are_longer_and_about_people_who_never_made_news():
     assert max(sentences(p) for p, *_ in usual) == 4 and {sentences(p) for p, *_ in shifted} == {5}
 
 
-POST = "POST: It rained all day. My cousin Hugo lost my kite in the park.\nTL;DR:"
+POST = "POST: It rained all day. My cousin Hugo lost my kite upstairs.\nTL;DR:"
 
 
 @pytest.mark.parametrize(
     "response, score",
     [
         (" Hugo lost my kite.", 3.0),
-        (" My cousin Hugo lost my kite in the park.", 3.0 - 0.15 * 5),  # nine words
+        (" My cousin Hugo lost my kite upstairs.", 3.0 - 0.15 * 3),  # seven words
         (" Ada lost my kite.", 1 + 1 - 1),
         (" Hugo lost my hat.", 1 + 1 - 1),
         (" Hugo found my kite and my kite.", 1 - 1 + 1 - 0.15 * 3),  # a fact counts once

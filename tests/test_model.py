@@ -154,16 +154,17 @@ def test_sampled_log_probs_equal_scored_log_probs(gpt):
 
 
 def test_eos_ends_a_row_and_counts(gpt):
-    gpt.transformer.wte.weight.data[EOS] *= 3  # make the end likely at some point
-    tokens, mask, _ = generate(gpt, PROMPTS * 50, 20, EOS)
+    tokens, mask, _ = generate(gpt, PROMPTS, 20, EOS, temperature=0)
+    eos = tokens[mask].mode().values.item()  # let a token that this model does write be the end
+    tokens, mask, _ = generate(gpt, PROMPTS * 50, 20, eos)
     ended = 0
     for prompt, row, new in zip(PROMPTS * 50, tokens, mask):
         answer = row[new].tolist()
-        assert EOS not in answer[:-1] and 1 <= len(answer) <= 20
-        assert answer[-1] == EOS or len(answer) == 20
+        assert eos not in answer[:-1] and 1 <= len(answer) <= 20
+        assert answer[-1] == eos or len(answer) == 20
         assert new.nonzero()[0].item() == len(prompt)
-        ended += answer[-1] == EOS
-    assert 0 < ended
+        ended += answer[-1] == eos
+    assert 0 < ended < 200
 
 
 def test_seeded_sampling_repeats_itself(gpt):
@@ -213,7 +214,7 @@ def test_orthogonalize_against_svd(shape):
 
 
 def test_muon_step_moves_along_the_orthogonal_factor(gpt):
-    optimizer = Muon(gpt, lr=0.1, adam_lr=0.1)
+    optimizer = Muon(gpt, lr=0.1)
     p = gpt.transformer.h[0].mlp.c_fc.weight  # (128, 32)
     gpt(TOKENS).logsumexp(-1).mean().backward()
     before, G = p.detach().clone(), p.grad.clone()
@@ -228,7 +229,7 @@ def test_everything_else_moves_as_torch_adamw_says(gpt):
     assert {"transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.bias"} < set(others)
     copies = {n: p.detach().clone().requires_grad_() for n, p in others.items()}
     reference = torch.optim.AdamW(copies.values(), lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0)
-    optimizer = Muon(gpt, lr=0.0, adam_lr=0.01)
+    optimizer = Muon(gpt, lr=0.02)
     for _ in range(5):
         optimizer.zero_grad()
         gpt(TOKENS).logsumexp(-1).mean().backward()
@@ -241,7 +242,7 @@ def test_everything_else_moves_as_torch_adamw_says(gpt):
 
 
 def test_learning_rate_by_hand():
-    optimizer = Muon(GPT(CONFIG), lr=1.0, adam_lr=0.5)
+    optimizer = Muon(GPT(CONFIG), lr=1.0)
     rate = lambda step: (set_lr(optimizer, step, 110, warmup=10, final=0.1), optimizer.param_groups[0]["lr"])[1]
     assert [rate(0), rate(4), rate(10)] == pytest.approx([0.1, 0.5, 1.0])
     assert rate(60) == pytest.approx(0.55) and optimizer.param_groups[1]["lr"] == pytest.approx(0.275)
