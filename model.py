@@ -155,6 +155,12 @@ class ScalarGPT(nn.Module):
         """Token ids (B, T) to scores (B, T); the one at t has read the tokens up to t."""
         return self.score(self.transformer(tokens)).squeeze(-1)
 
+    @torch.no_grad()
+    def shift(self, amount):
+        """Add a constant to all scores. GPT-2's head has no bias, so the last norm's bias takes it in."""
+        w = self.score.weight[0]
+        self.transformer.ln_f.bias += amount * w / (w @ w)
+
 
 # ----------------------------------------------------------------------------------------------------
 # 2. Log-probabilities and sampling
@@ -170,6 +176,19 @@ def token_log_probs(model, tokens, mask):
     log_probs = F.log_softmax(model.logits(hidden).float(), dim=-1)  # (N, V)
     chosen = log_probs.gather(1, tokens[:, 1:][mask[:, 1:]][:, None]).squeeze(1)  # (N,)
     return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, chosen)
+
+
+def final_scores(model, tokens, mask):
+    """A `ScalarGPT`'s score (B,) at the last token under the mask (B, T): the whole text has been read."""
+    last = torch.where(mask, torch.arange(tokens.shape[1], device=tokens.device), 0).amax(1)
+    hidden = model.transformer(tokens)[torch.arange(len(tokens), device=tokens.device), last]  # (B, C)
+    return model.score(hidden).squeeze(1)
+
+
+def token_values(model, tokens, mask):
+    """A `ScalarGPT`'s guess (B, T) before token t is written, so from what stands before it; 0 off the mask."""
+    values = model.score(model.transformer(tokens[:, :-1])).squeeze(-1)  # (B, T - 1)
+    return torch.cat([torch.zeros_like(values[:, :1]), values], dim=1) * mask
 
 
 def filter_logits(logits, top_k, top_p):
