@@ -10,6 +10,7 @@ Look at the data before anything else:
     python data.py
 """
 
+import argparse
 import gzip
 import json
 import math
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import BadInput
+from model import BadInput, run
 
 # ----------------------------------------------------------------------------------------------------
 # 1. Tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)
@@ -271,13 +272,19 @@ def judge(prompt, response):
 # 3. Preference files: one JSON object a line, {"prompt": …, "chosen": …, "rejected": …}
 
 
+def preference(prompt, a, b):
+    """The probability that a volunteer prefers answer a to b: σ(judge(a) − judge(b)).
+
+    So people differ, and the same person errs now and then (Bradley and Terry 1952).
+    """
+    return 1 / (1 + math.exp(judge(prompt, b) - judge(prompt, a)))
+
+
 def collect_preferences(checkpoint, answer, n, seed=2):
     """Show volunteers two of a model's answers to each of n posts, and write down which one they choose.
 
-    `answer(prompts) -> responses` writes the answers. A volunteer prefers a to b with probability
-    σ(judge(a) − judge(b)) (Bradley and Terry 1952), so people differ, and the same person errs now and
-    then. "certainty" is that probability for the answer that was chosen; no script trains on it. Equal
-    answers are not shown to anyone.
+    `answer(prompts) -> responses` writes the answers. "certainty" is the probability with which the
+    chosen answer was to be chosen; no script trains on it. Equal answers are not shown to anyone.
 
     The pairs go to `preferences.jsonl` beside the model's directory. They are collected again only when
     the model is newer than they are. Returns the path.
@@ -291,7 +298,7 @@ def collect_preferences(checkpoint, answer, n, seed=2):
     answers = answer([post for post in posts for _ in range(2)])
     lines = []
     for prompt, a, b in zip(posts, answers[0::2], answers[1::2]):
-        p = 1 / (1 + math.exp(judge(prompt, b) - judge(prompt, a)))
+        p = preference(prompt, a, b)
         if rng.random() > p:
             a, b, p = b, a, 1 - p
         if a != b:
@@ -399,15 +406,19 @@ def write_text(path, text):
     os.replace(temporary, path)
 
 
-def main():
-    print("What people write, with each document's information in nats:\n")
-    for prompt, response, log_prob in documents(6, seed=0):
-        print(f"{prompt}{response}    [{-log_prob:.1f}]\n")
-    print("What the judge thinks of some answers to the last post:\n")
-    name, verb, thing = facts(prompt).values()
-    for answer in (f"{name} {verb} my {thing}.", f"{name} {verb} my kettle.", f"{thing} {thing}!", "I like tea."):
-        print(f"{judge(prompt, answer):6.2f}  {answer}")
+def main(args):
+    print("What people write. In brackets: how surprising each text is, in nats.\n")
+    for post, response, log_prob in documents(6, seed=0):
+        print(f"{post}{response}    [{-log_prob:.1f}]\n")
+    print("Some answers to the last post, and what the judge thinks of them:\n")
+    name, verb, thing = facts(post).values()
+    answers = [f"{name} {verb} my {thing}.", f"{name} {verb} my {thing}. I like tea.", f"Alma {verb} my {thing}.", "I like tea."]
+    for answer in answers:
+        print(f"{judge(post, answer):6.2f}  {answer}")
+    print("\nWhat volunteers choose when they see two of them:\n")
+    for a, b in zip(answers, answers[1:]):
+        print(f"{preference(post, a, b):6.0%}  {a}\n{preference(post, b, a):6.0%}  {b}\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, argparse.ArgumentParser("data.py", description="Print a few documents and what the judge thinks."))

@@ -12,6 +12,7 @@ Shapes: B rows of a batch, T tokens of a row, C channels (`n_embd`), V vocabular
 import json
 import math
 import os
+import signal
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -447,6 +448,8 @@ class BadInput(Exception):
 
 def run(main, parser):
     """Run `main(options)`; where the input is at fault, say so in one sentence and exit with status 2."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script without a complaint
     try:
         main(parser.parse_args())
     except BadInput as error:

@@ -65,7 +65,7 @@ def optimal_weights(scores, beta):
     return w / w.sum(axis=1, keepdims=True)
 
 
-def frontier(scores, betas=np.geomspace(0.05, 50, 200)):
+def frontier(scores, betas=np.geomspace(0.05, 1e4, 300)):
     """The best reward at each KL, from the scores (P, k) of reference answers.
 
     Returns (beta, KL, reward), an array each, KL ascending.
@@ -99,7 +99,7 @@ def compare(args, device):
 
     rows = []
     for directory, (_, scores, log_ratios, lengths) in zip(directories, measured):
-        kl = log_ratios.mean()
+        kl = round(log_ratios.mean(), 6) + 0.0  # not −0.0 for the reference itself
         optimal = np.interp(kl, kls, rewards)
         ideal = optimal_weights(reference_scores, np.exp(np.interp(kl, kls, np.log(betas))))
         gain, optimal_gain = scores.mean() - reference_scores.mean(), optimal - reference_scores.mean()
