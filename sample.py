@@ -123,7 +123,7 @@ def compare(args, device):
         "\nany policy could do at that KL. share: of the optimal gain. wins: against the first model's answers,"
         "\nties half. length: in tokens, with the end.\n"
     )
-    for i, post in enumerate(posts[:3]):
+    for i, post in enumerate(posts[:5]):
         print(post)
         for directory, (texts, scores, _, _) in zip(directories, measured):
             print(f"    {str(directory):18}{scores[i][0]:6.2f} {texts[i][0]}")
