@@ -386,24 +386,28 @@ def save_model(model, directory, eos, pad):
     write_safetensors(Path(directory, "model.safetensors"), tensors)
 
 
-def load_model(directory, kind=GPT):
+def load_model(directory, kind=GPT, extra_layers=0):
     """Open a GPT-2 directory as `GPT` or `ScalarGPT`, in float32.
 
-    A language model can be opened as a `ScalarGPT`: its head is then new and random.
+    A language model can be opened as a `ScalarGPT`: its head is then new and random. `extra_layers` are put
+    on top of the blocks that are there; they start as the identity.
     """
     path = Path(directory, "config.json")
     if not path.exists():
         raise BadInput(f"{directory}: no checkpoint there (config.json is missing); run pretrain.py first?")
     found = json.loads(path.read_text())
     config = Config(**{name: found[name] for name in Config.__dataclass_fields__})
+    config.n_layer += extra_layers
     model = kind(config)
-    tensors = {}
+    new = {f"transformer.h.{config.n_layer - 1 - i}." for i in range(extra_layers)} | {"score."}
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(tuple(new))}
+    for name, tensor in tensors.items():
+        if name.endswith("c_proj.weight"):
+            tensor.zero_()  # such a block adds nothing to what it reads
     for name, tensor in read_safetensors(Path(directory, "model.safetensors")).items():
         name = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks; the tied head
             tensors[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
-    if kind is ScalarGPT and "score.weight" not in tensors:
-        tensors["score.weight"] = model.score.weight
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

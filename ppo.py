@@ -77,6 +77,16 @@ def whiten(x, mask):
     return centred / (masked_mean(centred**2, mask) + 1e-8).sqrt()
 
 
+def token_rewards(score, log_probs, reference_log_probs, mask, beta):
+    """What each token earns (B, T), from the scores of whole answers (B,).
+
+    Every token pays β (log π − log π_ref); its mean over samples of π is the KL (the estimator k1, which
+    may be negative for one sample). The last token of an answer earns its score as well.
+    """
+    last = mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
+    return -beta * (log_probs - reference_log_probs) * mask + score[:, None] * last
+
+
 def gae(rewards, values, mask):
     """Generalized advantage estimation (Schulman et al. 2015, arXiv 1506.02438, eq. 16), with γ = 1.
 
@@ -170,10 +180,8 @@ def main(args):
         # 2. Score: once per answer, at its end.
         tokens, mask, old_log_probs, reference_log_probs, score, ended = rollout(rows)
         # 3. Rewards: every token pays for leaving the reference; the last one also earns the score.
-        log_ratio = old_log_probs - reference_log_probs  # its mean over samples is the KL (k1)
-        kl = log_ratio.sum(1)
-        last = mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
-        rewards = -beta * log_ratio + last * score[:, None]
+        kl = (old_log_probs - reference_log_probs).sum(1)  # of single answers; their mean is the KL
+        rewards = token_rewards(score, old_log_probs, reference_log_probs, mask, beta)
         # 4. Advantages: what came, against what was expected.
         if use_critic:
             with torch.no_grad():
