@@ -12,7 +12,8 @@ A score asks for something that guessing the next token never did: to check a na
 name in the post. Learned from choices alone, at the last token alone, that does not come about here: the
 model learns to like short answers and stops. Three things, all without any knowledge of the judge, mend it:
     1. Practice first on free pairs: an answer to this post is better than an answer to another post. No
-       person need be asked. (Preference model pretraining, Askell et al. 2021, arXiv 2112.00861.)
+       person need be asked. (Preference model pretraining, Askell et al. 2021, arXiv 2112.00861.) Strangers
+       come first; then look-alikes, which differ in one token, so that every word must be checked.
     2. While training, the scores at all tokens of an answer, summed, must predict the choice as well. At the
        last token alone, a wrong name is one among forty that it might have looked at.
     3. One block more than the pretrained model, which starts as the identity: there the last token can
@@ -32,6 +33,7 @@ The table at the end shows calibration: of the pairs where the model was 80% sur
 import argparse
 import math
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +50,8 @@ parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start
 parser.add_argument("--data", help="preference file (default: pairs of the model's own answers, made if missing)")
 parser.add_argument("--pairs", type=int, default=17_408, help="how many to collect where none are there (default: %(default)s)")
 parser.add_argument("--out", default="runs/reward", help="directory for the checkpoint (default: %(default)s)")
-parser.add_argument("--practice", type=int, default=150, help="steps on free pairs, first (default: %(default)s)")
-parser.add_argument("--steps", type=int, help="steps on people's pairs (default: two passes over them)")
+parser.add_argument("--practice", type=int, default=200, help="steps on free pairs, first (default: %(default)s)")
+parser.add_argument("--steps", type=int, help="steps on people's pairs (default: one pass over them)")
 parser.add_argument("--batch-size", type=int, default=64, help="pairs a step (default: %(default)s)")
 parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate; four times that in practice (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=1, help="seed of the head and the order of the pairs (default: %(default)s)")
@@ -59,6 +61,26 @@ parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: t
 def reward_loss(chosen, rejected):
     """The loss of each pair (B,), from the scores of its two answers, (B,) each."""
     return -F.logsigmoid(chosen - rejected)
+
+
+def find_look_alikes(answers):
+    """The tokens that were seen at place t of answers that agree elsewhere: {(t, before, after): tokens}."""
+    seen = defaultdict(dict)
+    for answer in answers:
+        for t, token in enumerate(answer[:-1]):  # the end stays
+            seen[t, (*answer[:t],), (*answer[t + 1 :],)][token] = None
+    return {key: list(tokens) for key, tokens in seen.items() if len(tokens) > 1}
+
+
+def look_alike(answer, seen, rng):
+    """Another answer from the same data that differs from this one in one token, or None."""
+    keys = [(t, (*answer[:t],), (*answer[t + 1 :],)) for t in range(len(answer) - 1)]
+    keys = [key for key in keys if key in seen]
+    if not keys:
+        return None
+    t, before, after = keys[rng.integers(len(keys))]
+    others = [token for token in seen[t, before, after] if token != answer[t]]
+    return [*before, others[rng.integers(len(others))], *after]
 
 
 def pair_scores(model, pairs, device):
@@ -114,15 +136,19 @@ def main(args):
         return margin, {"val_loss": reward_loss(*scores.unbind(1)).mean().item(),
                         "val_accuracy": (margin > 0).float().mean().item(), "margin": margin.mean().item()}  # fmt: skip
 
+    seen = find_look_alikes([answer for i in train for answer in pairs[i][1:]])
     per_epoch = math.ceil(len(train) / args.batch_size)
-    practice, steps = args.practice, args.steps or 2 * per_epoch
+    practice, steps = args.practice, args.steps or per_epoch
     epochs = math.ceil((practice + steps) / per_epoch)
     order = [rows for _ in range(epochs) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
     log = Log(args.out, practice + steps, "reward")
     for step, rows in enumerate(order[: practice + steps]):
         batch = [pairs[i] for i in rows]
-        if step < practice:  # the answer that was chosen here, against the one that was chosen elsewhere
-            batch = [(prompt, here, there) for (prompt, here, _), (_, there, _) in zip(batch, batch[1:] + batch[:1])]
+        if step < practice:  # what was chosen here is better than what was chosen elsewhere
+            strangers = [chosen for _, chosen, _ in batch[1:] + batch[:1]]
+            hard = rng.random(len(batch)) < 2 * step / practice  # more and more look-alikes, then nothing else
+            batch = [(prompt, chosen, hard[i] and look_alike(chosen, seen, rng) or strangers[i])
+                     for i, (prompt, chosen, _) in enumerate(batch)]  # fmt: skip
         final, summed = pair_scores(model, batch, device)
         loss = reward_loss(*final.unbind(1)).mean() + reward_loss(*summed.unbind(1)).mean()
         if step == 0:

@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from model import GPT, Config, ScalarGPT, final_scores, load_model, save_model
-from reward import calibration, pair_scores, reward_loss
+from reward import calibration, find_look_alikes, look_alike, pair_scores, reward_loss
 
 CONFIG = Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2)
 PAIRS = [([1, 2, 3], [4, 10], [5, 6, 7, 10]), ([8], [9, 9, 10], [10])]  # 10 is EOS
@@ -58,3 +59,12 @@ def test_calibration_by_hand():
     (low, low_right, low_n), (high, high_right, high_n) = calibration(margins)
     assert (low_n, low_right) == (2, 0.5) and low == pytest.approx(1 / (1 + math.exp(-0.1)))
     assert (high_n, high_right) == (4, 0.75) and high == pytest.approx(0.84)
+
+
+def test_look_alikes_differ_in_one_token_and_were_seen():
+    answers = [[1, 2, 3, 10], [1, 5, 3, 10], [4, 2, 3, 10], [7, 8, 10]]
+    seen = find_look_alikes(answers)
+    rng = np.random.default_rng(0)
+    found = {tuple(look_alike([1, 2, 3, 10], seen, rng)) for _ in range(50)}
+    assert found == {(1, 5, 3, 10), (4, 2, 3, 10)}
+    assert look_alike([7, 8, 10], seen, rng) is None
