@@ -40,12 +40,12 @@ import torch.nn.functional as F
 
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, collect_preferences
 from data import encode_pairs, pad_rows, read_preferences
-from model import Log, Muon, load_model, pick_device, run, sample_texts, save_model, set_lr, token_log_probs
+from model import BadInput, Log, Muon, load_model, pick_device, run, sample_texts, save_model, set_lr, token_log_probs
 
 parser = argparse.ArgumentParser("dpo.py", description="Align a pretrained model by Direct Preference Optimisation.")
 parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from (default: %(default)s)")
 parser.add_argument("--data", help="preference file (default: pairs of the model's own answers, made if missing)")
-parser.add_argument("--pairs", type=int, default=17_408, help="how many to collect where none are there (default: %(default)s)")
+parser.add_argument("--pairs", type=int, default=17_408, help="how many to collect if missing (default: %(default)s)")
 parser.add_argument("--out", default="runs/dpo", help="directory for the checkpoint (default: %(default)s)")
 parser.add_argument("--beta", type=float, default=0.5, help="higher stays closer to the reference (default: %(default)s)")
 parser.add_argument("--loss", choices=["dpo", "ipo", "cdpo", "hinge"], default="dpo", help="default: %(default)s")
@@ -98,6 +98,8 @@ def main(args):
     data = args.data or collect_preferences(args.init, answer, args.pairs)
     records = read_preferences(data)
     pairs, kept = encode_pairs(tokenizer, records, policy.config.n_positions)
+    if len(pairs) < 20:
+        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few to learn from; give at least 20")
     n_val = min(1024, len(pairs) // 10)
     train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
     lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in pairs]
@@ -124,7 +126,8 @@ def main(args):
     optimizer = Muon(policy, args.lr)
     per_epoch = math.ceil(len(train) / args.batch_size)
     steps = args.steps or per_epoch
-    order = [rows for _ in range(math.ceil(steps / per_epoch)) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
+    epochs = math.ceil(steps / per_epoch)
+    order = [rows for _ in range(epochs) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
     log = Log(args.out, steps, "dpo")
     for step, rows in enumerate(order[:steps]):
         chosen, rejected = log_ratios(rows)

@@ -17,7 +17,6 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -179,11 +178,14 @@ def token_log_probs(model, tokens, mask):
     return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, chosen)
 
 
+def last_token(mask):
+    """The last position under the mask in each row, as a mask (B, T)."""
+    return mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
+
+
 def final_scores(model, tokens, mask):
     """A `ScalarGPT`'s score (B,) at the last token under the mask (B, T): the whole text has been read."""
-    last = torch.where(mask, torch.arange(tokens.shape[1], device=tokens.device), 0).amax(1)
-    hidden = model.transformer(tokens)[torch.arange(len(tokens), device=tokens.device), last]  # (B, C)
-    return model.score(hidden).squeeze(1)
+    return model.score(model.transformer(tokens)[last_token(mask)]).squeeze(1)
 
 
 def token_values(model, tokens, mask):

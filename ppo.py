@@ -16,10 +16,10 @@ What you see, what is healthy, and what to do otherwise:
     score         the reward model's, mean. Rises and levels off. If it rises on and on while the answers
                   get worse, the policy exploits the reward model's errors: raise --beta.
     kl            nats an answer from the reference, the sum of log π − log π_ref over its tokens. 0 at
-                  first, then 0.5 to 2 here. Far above: raise --beta; stuck near 0: lower it.
+                  first, then about 0.5 here. Far above: raise --beta; stuck near 0: lower it.
     objective     score − β kl, the thing that is maximised. Should rise all the way.
     entropy       nats a token. Falls slowly. Near 0, the policy says one thing only: raise --beta.
-    approx_kl     how far one iteration moved the policy, per token. About 0.001 to 0.02; above: lower --lr.
+    approx_kl     how far one iteration moved the policy, nats a token. Below 0.02; above: lower --lr.
     clip_fraction share of tokens whose probability moved by more than the clip allows. Below 0.2.
     ratio         mean of π_new / π_old. Stays within 1 % or so of 1.
     value_loss    the critic's squared error, halved. Falls.
@@ -37,18 +37,18 @@ import numpy as np
 import torch
 
 from data import MAX_ANSWER_TOKENS, Tokenizer, read_preferences
-from model import Log, Muon, ScalarGPT, final_scores, generate, load_model, pick_device, run
-from model import save_model, set_lr, token_log_probs, token_values
+from model import BadInput, Log, Muon, ScalarGPT, final_scores, generate, last_token, load_model, pick_device
+from model import run, save_model, set_lr, token_log_probs, token_values
 
 parser = argparse.ArgumentParser("ppo.py", description="Align a pretrained model by PPO on a reward.")
 parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from (default: %(default)s)")
 parser.add_argument("--reward", default="runs/reward", help="reward model, or a name in REWARDS (default: %(default)s)")
 parser.add_argument("--data", help="preference file to take the prompts from (default: the one beside --init)")
 parser.add_argument("--out", default="runs/ppo", help="directory for the checkpoint (default: %(default)s)")
-parser.add_argument("--beta", type=float, default=0.5, help="higher stays closer to the reference (default: %(default)s)")
+parser.add_argument("--beta", type=float, default=0.4, help="higher stays closer to the reference (default: %(default)s)")
 parser.add_argument("--target-kl", type=float, help="steer beta so that the KL comes to this (default: beta stays)")
 parser.add_argument("--advantage", choices=["gae", "rloo", "grpo"], default="gae", help="default: %(default)s")
-parser.add_argument("--steps", type=int, default=100, help="iterations (default: %(default)s)")
+parser.add_argument("--steps", type=int, default=80, help="iterations (default: %(default)s)")
 parser.add_argument("--batch-size", type=int, default=128, help="answers an iteration (default: %(default)s)")
 parser.add_argument("--epochs", type=int, default=2, help="passes over each iteration's answers (default: %(default)s)")
 parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
@@ -83,8 +83,7 @@ def token_rewards(score, log_probs, reference_log_probs, mask, beta):
     Every token pays β (log π − log π_ref); its mean over samples of π is the KL (the estimator k1, which
     may be negative for one sample). The last token of an answer earns its score as well.
     """
-    last = mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
-    return -beta * (log_probs - reference_log_probs) * mask + score[:, None] * last
+    return -beta * (log_probs - reference_log_probs) * mask + score[:, None] * last_token(mask)
 
 
 def gae(rewards, values, mask):
@@ -151,6 +150,8 @@ def main(args):
     data = args.data or Path(args.init).parent / "preferences.jsonl"
     texts = [record["prompt"] for record in read_preferences(data)]
     prompts = [tokenizer.encode(text)[-(policy.config.n_positions - MAX_ANSWER_TOKENS) :] for text in texts]
+    if len(prompts) < 20:
+        raise BadInput(f"{data}: {len(prompts)} prompts are too few to learn on; give at least 20")
     n_val = min(1024, len(prompts) // 10)
     print(f"{data}: {len(prompts) - n_val} prompts to learn on, {n_val} held out")
 

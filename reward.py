@@ -42,18 +42,18 @@ import torch.nn.functional as F
 
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, collect_preferences
 from data import encode_pairs, pad_rows, read_preferences
-from model import Log, Muon, ScalarGPT, final_scores, generate, load_model, pick_device, run, sample_texts
-from model import save_model, set_lr
+from model import BadInput, Log, Muon, ScalarGPT, final_scores, generate, last_token, load_model, pick_device, run
+from model import sample_texts, save_model, set_lr
 
 parser = argparse.ArgumentParser("reward.py", description="Learn a reward model from preferences.")
 parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from (default: %(default)s)")
 parser.add_argument("--data", help="preference file (default: pairs of the model's own answers, made if missing)")
-parser.add_argument("--pairs", type=int, default=17_408, help="how many to collect where none are there (default: %(default)s)")
+parser.add_argument("--pairs", type=int, default=17_408, help="how many to collect if missing (default: %(default)s)")
 parser.add_argument("--out", default="runs/reward", help="directory for the checkpoint (default: %(default)s)")
 parser.add_argument("--practice", type=int, default=200, help="steps on free pairs, first (default: %(default)s)")
 parser.add_argument("--steps", type=int, help="steps on people's pairs (default: one pass over them)")
 parser.add_argument("--batch-size", type=int, default=64, help="pairs a step (default: %(default)s)")
-parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate; four times that in practice (default: %(default)s)")
+parser.add_argument("--lr", type=float, default=5e-3, help="peak rate; four times that in practice (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=1, help="seed of the head and the order of the pairs (default: %(default)s)")
 parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
 
@@ -92,8 +92,7 @@ def pair_scores(model, pairs, device):
     answers = [chosen for _, chosen, _ in pairs] + [rejected for _, _, rejected in pairs]
     tokens, mask = pad_rows(prompts + prompts, answers, device)
     scores = model(tokens) * mask  # (2B, T)
-    last = mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
-    return (scores * last).sum(1).view(2, -1).T, scores.sum(1).view(2, -1).T
+    return scores[last_token(mask)].view(2, -1).T, scores.sum(1).view(2, -1).T
 
 
 def calibration(margin, bins=10):
@@ -124,6 +123,8 @@ def main(args):
     data = args.data or collect_preferences(args.init, answer, args.pairs)
     records = read_preferences(data)
     pairs, kept = encode_pairs(tokenizer, records, model.config.n_positions)
+    if len(pairs) < 20:
+        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few to learn from; give at least 20")
     n_val = min(1024, len(pairs) // 10)
     train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
     lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in pairs]
@@ -145,16 +146,19 @@ def main(args):
     for step, rows in enumerate(order[: practice + steps]):
         batch = [pairs[i] for i in rows]
         if step < practice:  # what was chosen here is better than what was chosen elsewhere
-            strangers = [chosen for _, chosen, _ in batch[1:] + batch[:1]]
             hard = rng.random(len(batch)) < 2 * step / practice  # more and more look-alikes, then nothing else
-            batch = [(prompt, chosen, hard[i] and look_alike(chosen, seen, rng) or strangers[i])
-                     for i, (prompt, chosen, _) in enumerate(batch)]  # fmt: skip
+            free = []
+            for is_hard, (prompt, chosen, _), (_, other, _) in zip(hard, batch, batch[1:] + batch[:1]):
+                if is_hard:
+                    other = look_alike(chosen, seen, rng) or other
+                free.append((prompt, chosen, other[: model.config.n_positions - len(prompt)]))
+            batch = free
         final, summed = pair_scores(model, batch, device)
         loss = reward_loss(*final.unbind(1)).mean() + reward_loss(*summed.unbind(1)).mean()
-        if step == 0:
+        if step == 0 and practice:
             optimizer = Muon(model, 4 * args.lr)
-        if step == practice:
-            optimizer = Muon(model, args.lr)  # people's pairs: start the momentum afresh
+        if step == practice:  # people's pairs: a gentler rate, and no momentum from before
+            optimizer = Muon(model, args.lr)
         if step < practice:
             set_lr(optimizer, step, practice, warmup=10, final=0.3)
         else:
@@ -180,7 +184,8 @@ def main(args):
     save_model(model, args.out, tokenizer.eos, tokenizer.pad)
     tokenizer.save(args.out)
     best = best_accuracy(kept[-n_val:]) if "certainty" in kept[-1] else None
-    log.close(val_accuracy=val_figures["val_accuracy"], best_accuracy=best, val_loss=val_figures["val_loss"], seconds=time.time() - began)
+    log.close(val_accuracy=val_figures["val_accuracy"], best_accuracy=best, val_loss=val_figures["val_loss"],
+              seconds=time.time() - began)  # fmt: skip
     print("how sure   how often right   pairs")
     for certainty, right, n in calibration(margin):
         print(f"{certainty:8.0%}{right:18.0%}{n:8}")

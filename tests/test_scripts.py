@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from data import MAX_ANSWER_TOKENS, Tokenizer
+from model import ScalarGPT, final_scores, generate, load_model
 from sample import frontier, optimal_weights, win_rate
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +36,8 @@ def runs(tmp_path_factory):
     tiny = ["--n-layer", 1, "--n-embd", 32, "--n-head", 2, "--block-size", 96]
     start(where, "pretrain.py", "--steps", 60, "--batch-size", 16, *tiny)
     start(where, "dpo.py", "--pairs", 300, "--steps", 4, "--batch-size", 32)
+    start(where, "reward.py", "--practice", 4, "--steps", 4, "--batch-size", 32)
+    start(where, "ppo.py", "--steps", 2, "--batch-size", 32)
     return where
 
 
@@ -65,11 +70,58 @@ def test_the_same_seed_gives_the_same_figures(runs):
     assert (runs / "runs/a/model.safetensors").read_bytes() == (runs / "runs/b/model.safetensors").read_bytes()
 
 
+def test_reward_leaves_a_checkpoint_with_mean_0_on_the_references_answers(runs):
+    final = last_metrics(runs / "runs/reward")
+    assert final["final"] is True and 0 < final["val_accuracy"] < 1 and final["val_loss"] > 0
+    assert 0.5 < final["best_accuracy"] < 1
+    tokenizer, reference = Tokenizer.load(runs / "runs/pretrain"), load_model(runs / "runs/pretrain")
+    model = load_model(runs / "runs/reward", ScalarGPT)
+    assert model.config.n_layer == reference.config.n_layer + 1
+    posts = [json.loads(line)["prompt"] for line in (runs / "runs/preferences.jsonl").read_text().splitlines()]
+    prompts = [tokenizer.encode(post) for post in posts for _ in range(4)]
+    tokens, mask, _ = generate(reference, prompts, MAX_ANSWER_TOKENS, tokenizer.eos)
+    with torch.no_grad():
+        scores = final_scores(model, tokens, mask)
+    few = len(posts) // 10  # the shift was measured on so many answers
+    assert abs(scores.mean().item()) < 4 * scores.std().item() * math.sqrt(1 / few + 1 / len(scores))
+
+
+def test_ppo_starts_as_the_reference_and_logs_every_figure(runs):
+    lines = [json.loads(line) for line in (runs / "runs/ppo/metrics.jsonl").read_text().splitlines()]
+    assert abs(lines[0]["kl"]) < 1e-4
+    explained = (ROOT / "ppo.py").read_text().split('"""')[1]
+    for name in lines[0].keys() - {"step", "beta"}:
+        assert f"    {name} " in explained, f"{name} is logged but not explained"
+    assert {"final", "reward", "kl", "explained_variance", "seconds"} == set(lines[-1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--advantage", "rloo"],
+        ["--advantage", "grpo"],
+        ["--target-kl", 1.0],
+        ["--reward", "length"],
+        ["--data", "runs/preferences.jsonl", "--beta", 0],
+    ],
+)
+def test_every_option_of_ppo_runs(runs, options):
+    out = start(runs, "ppo.py", "--steps", 2, "--batch-size", 16, "--out", "runs/option", *options)
+    assert "held-out prompts: score" in out
+    assert last_metrics(runs / "runs/option")["final"] is True
+
+
+def test_adaptive_beta_falls_while_the_kl_is_below_its_target(runs):
+    start(runs, "ppo.py", "--steps", 2, "--batch-size", 16, "--target-kl", 1.0, "--out", "runs/target")
+    first = json.loads((runs / "runs/target/metrics.jsonl").read_text().splitlines()[0])
+    assert first["beta"] == pytest.approx(0.4 * (1 - 0.1 * 0.2))  # KL is 0, so the largest step down
+
+
 def test_compare_prints_a_table_and_json(runs):
     small = ["--prompts", 4, "--answers", 16]
     table = start(runs, "sample.py", "--compare", *small)
-    assert "runs/pretrain" in table and "runs/dpo" in table and "POST:" in table
-    reference, dpo = json.loads(start(runs, "sample.py", "--compare", "--json", *small))
+    assert all(name in table for name in ("runs/pretrain", "runs/dpo", "runs/ppo", "POST:"))
+    reference, dpo, ppo = json.loads(start(runs, "sample.py", "--compare", "--json", *small))
     assert {"checkpoint", "score", "kl", "optimal_score", "share", "win_rate", "length"} <= set(dpo)
     assert reference["share"] is None and abs(reference["kl"]) < 1e-4 and reference["win_rate"] == 0.5
 
@@ -89,6 +141,9 @@ def test_one_prompt_and_the_loop(runs):
     [
         (["dpo.py", "--init", "nowhere"], "nowhere"),
         (["dpo.py", "--data", "nothing.jsonl"], "nothing.jsonl: there is no such file"),
+        (["reward.py", "--init", "nowhere"], "nowhere"),
+        (["ppo.py", "--reward", "nowhere"], "nowhere"),
+        (["ppo.py", "--data", "nothing.jsonl"], "nothing.jsonl: there is no such file"),
         (["sample.py", "--init", "nowhere", "--prompt", "x"], "nowhere"),
         (["sample.py", "--init", "runs/pretrain", "--prompt", "word " * 200], "leaves no room"),
         (["pretrain.py", "--vocab-size", "10"], "too small"),
@@ -97,6 +152,13 @@ def test_one_prompt_and_the_loop(runs):
 def test_bad_input_ends_in_one_sentence(runs, command, message):
     printed = start(runs, *command, status=2)
     assert message in printed.splitlines()[-1] and "Traceback" not in printed
+
+
+@pytest.mark.parametrize("script", ["dpo.py", "reward.py", "ppo.py"])
+def test_a_handful_of_pairs_is_refused(runs, script):
+    few = (runs / "runs/preferences.jsonl").read_text().splitlines()[:5]
+    (runs / "few.jsonl").write_text("\n".join(few))
+    assert "few.jsonl: 5" in start(runs, script, "--data", "few.jsonl", status=2)
 
 
 def test_data_can_be_looked_at(tmp_path):
