@@ -148,9 +148,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory):
-        vocab = json.loads(read_text(Path(directory, "vocab.json")))
-        lines = read_text(Path(directory, "merges.txt")).split("\n")
-        return cls(vocab, [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")])
+        """Read both files. BadInput where they are missing or are not GPT-2's."""
+        try:
+            vocab = json.loads(read_text(Path(directory, "vocab.json")))
+            lines = read_text(Path(directory, "merges.txt")).split("\n")
+            return cls(vocab, [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")])
+        except (ValueError, KeyError, AttributeError) as error:
+            raise BadInput(f"{directory}: vocab.json and merges.txt are no GPT-2 tokenizer ({error!r})") from None
 
 
 # ----------------------------------------------------------------------------------------------------

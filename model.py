@@ -356,7 +356,10 @@ def write_safetensors(path, tensors):
 
 def read_safetensors(path):
     """The tensors of a file, as float32. BadInput where the file is not what its header says."""
-    raw = Path(path).read_bytes()
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     try:
         (length,) = struct.unpack("<Q", raw[:8])
         header, body, tensors = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}
@@ -397,8 +400,11 @@ def load_model(directory, kind=GPT, extra_layers=0):
     path = Path(directory, "config.json")
     if not path.exists():
         raise BadInput(f"{directory}: no checkpoint there (config.json is missing); run pretrain.py first?")
-    found = json.loads(path.read_text())
-    config = Config(**{name: found[name] for name in Config.__dataclass_fields__})
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        config = Config(**{name: int(found[name]) for name in Config.__dataclass_fields__})
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a GPT-2 configuration ({error!r})") from None
     config.n_layer += extra_layers
     model = kind(config)
     new = {f"transformer.h.{config.n_layer - 1 - i}." for i in range(extra_layers)} | {"score."}

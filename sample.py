@@ -93,7 +93,10 @@ def compare(args, device):
     tokenizer = Tokenizer.load(directories[0])
     models = [load_model(directory).to(device) for directory in directories]
     posts = [prompt for prompt, _, _ in documents(args.prompts, seed=[0, 3])]
-    measured = [measure(model, models[0], tokenizer, posts, args.answers) for model in models]
+    measured = []
+    for model in models:
+        torch.manual_seed(args.seed)  # so that no model's figures depend on which others stand beside it
+        measured.append(measure(model, models[0], tokenizer, posts, args.answers))
     reference_scores = measured[0][1]
     betas, kls, rewards = frontier(reference_scores)
 

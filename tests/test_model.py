@@ -99,6 +99,20 @@ def test_weights_of_another_shape_are_refused(gpt, tmp_path):
         load_model(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"vocab_size": "many"}', "nonsense"])
+def test_bad_configurations_and_tokenizers_are_refused_in_one_sentence(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(BadInput, match="config.json: not a GPT-2 configuration"):
+        load_model(tmp_path)
+    (tmp_path / "vocab.json").write_text(content)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(BadInput, match="no GPT-2 tokenizer"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(vars(CONFIG)))
+    with pytest.raises(BadInput, match="model.safetensors: cannot be read"):
+        load_model(tmp_path)
+
+
 # ----------------------------------------------------------------------------------------------------
 # Cache, log-probabilities, sampling
 
