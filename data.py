@@ -17,6 +17,7 @@ import math
 import os
 import re
 import unicodedata
+import zlib
 from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
@@ -393,13 +394,14 @@ def read_text(path):
     """A UTF-8 file as text, `.gz` unpacked. BadInput says in one sentence what is wrong with it."""
     try:
         raw = Path(path).read_bytes()
-        return (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf-8")
+        raw = gzip.decompress(raw) if str(path).endswith(".gz") else raw
+        return raw.decode("utf-8")
     except FileNotFoundError:
         raise BadInput(f"{path}: there is no such file") from None
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise BadInput(f"{path}:{line}: not UTF-8 text; save it as UTF-8") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
 
 

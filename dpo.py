@@ -20,7 +20,7 @@ one they like better. The pairs are kept in `runs/preferences.jsonl`: open it an
     python dpo.py
 
 takes about a minute on two CPU cores. What you see while it runs, all on held-out pairs:
-    val_loss      starts at log 2 = 0.693 and falls; no model can get below the volunteers' own noise
+    val_loss      falls from log 2 = 0.693, its value before the first step; no model can get below the volunteers' own noise
     val_accuracy  share of pairs where the chosen answer has the higher implicit reward β log(π / π_ref)
     margin        implicit reward of chosen − of rejected; grows from 0
     chosen        implicit reward of the chosen answers. It may fall below 0, and that is no error: the
@@ -117,7 +117,7 @@ def main(args):
 
     @torch.no_grad()
     def evaluate():
-        chosen, rejected = torch.cat([torch.stack(log_ratios(rows)) for rows in np.array_split(val, 8)], dim=1)
+        chosen, rejected = torch.cat([torch.stack(log_ratios(rows)) for rows in np.array_split(val, min(8, n_val))], dim=1)
         margin = args.beta * (chosen - rejected)
         return {"val_loss": dpo_loss(chosen, rejected, args.beta, args.loss).mean().item(),
                 "val_accuracy": (margin > 0).float().mean().item(), "margin": margin.mean().item(),

@@ -4,7 +4,7 @@
 2. Log-probabilities of given tokens, and sampling of new ones with a key-value cache.
 3. The optimizer: Muon for the matrices, AdamW for the rest.
 4. Checkpoints: a directory that is a Hugging Face GPT-2 directory.
-5. Around every run: device, seed, a progress bar with its log, one sentence for bad input.
+5. Around every run: device, a progress bar with its log, one sentence for bad input.
 
 Shapes: B rows of a batch, T tokens of a row, C channels (`n_embd`), V vocabulary, H heads, D = C / H.
 """
@@ -202,6 +202,7 @@ def filter_logits(logits, top_k, top_p):
     if top_p < 1:
         ordered, index = logits.sort(descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of all likelier tokens
+        before[:, 0] = -1  # the likeliest token always stays
         logits = logits.masked_fill((before >= top_p).scatter(1, index, before >= top_p), -math.inf)
     return logits
 
@@ -391,11 +392,11 @@ def save_model(model, directory, eos, pad):
     write_safetensors(Path(directory, "model.safetensors"), tensors)
 
 
-def load_model(directory, kind=GPT, extra_layers=0):
+def load_model(directory, kind=GPT, extra_layers=0, new_head=False):
     """Open a GPT-2 directory as `GPT` or `ScalarGPT`, in float32.
 
-    A language model can be opened as a `ScalarGPT`: its head is then new and random. `extra_layers` are put
-    on top of the blocks that are there; they start as the identity.
+    With `new_head` a language model can be opened as a `ScalarGPT`: its head is then random. `extra_layers`
+    are put on top of the blocks that are there; they start as the identity.
     """
     path = Path(directory, "config.json")
     if not path.exists():
@@ -407,7 +408,7 @@ def load_model(directory, kind=GPT, extra_layers=0):
         raise BadInput(f"{path}: not a GPT-2 configuration ({error!r})") from None
     config.n_layer += extra_layers
     model = kind(config)
-    new = {f"transformer.h.{config.n_layer - 1 - i}." for i in range(extra_layers)} | {"score."}
+    new = {f"transformer.h.{config.n_layer - 1 - i}." for i in range(extra_layers)} | ({"score."} if new_head else set())
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(tuple(new))}
     for name, tensor in tensors.items():
         if name.endswith("c_proj.weight"):
@@ -416,6 +417,8 @@ def load_model(directory, kind=GPT, extra_layers=0):
         name = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks; the tied head
             tensors[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
+    if kind is ScalarGPT and "score.weight" not in tensors:
+        raise BadInput(f"{directory}: a language model, not a reward model; run reward.py first?")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -431,6 +434,10 @@ def pick_device(name=None):
     """The named device, or the best one here: cuda, then mps, then cpu."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise BadInput(f"--device {name}: there is none here; leave the option out to take the best one") from None
     return torch.device(name)
 
 
@@ -466,3 +473,5 @@ def run(main, parser):
         main(parser.parse_args())
     except BadInput as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{parser.prog}: stopped\n")

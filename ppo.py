@@ -19,10 +19,10 @@ What you see, what is healthy, and what to do otherwise:
                   first, then about 0.5 here. Far above: raise --beta; stuck near 0: lower it.
     objective     score − β kl, the thing that is maximised. Should rise all the way.
     entropy       nats a token. Falls slowly. Near 0, the policy says one thing only: raise --beta.
-    approx_kl     how far one iteration moved the policy, nats a token. Below 0.02; above: lower --lr.
+    approx_kl     how far an iteration moved the policy, nats a token, mean over its minibatches. Below 0.02; above: lower --lr.
     clip_fraction share of tokens whose probability moved by more than the clip allows. Below 0.2.
     ratio         mean of π_new / π_old. Stays within 1 % or so of 1.
-    value_loss    the critic's squared error, halved. Falls.
+    value_loss    the critic's squared error, halved, in the last minibatch. Falls.
     explained_variance   1 − Var(return − value) / Var(return). 1 is a perfect critic, 0 one that knows
                   only the mean, below 0 a harmful one. Should climb above 0.3 in a few iterations.
     eos           share of answers that ended by themselves. Near 1; others get 1 point less.
@@ -143,12 +143,12 @@ def main(args):
     policy, reference = (load_model(args.init).to(device) for _ in range(2))
     learned = args.reward not in REWARDS
     reward_model = load_model(args.reward, ScalarGPT).to(device) if learned else None
-    critic = load_model(args.reward if learned else args.init, ScalarGPT).to(device)
+    critic = load_model(args.reward if learned else args.init, ScalarGPT, new_head=not learned).to(device)
     use_critic = args.advantage == "gae"
 
     # Prompts: those of the preference file, the last ones held out.
     data = args.data or Path(args.init).parent / "preferences.jsonl"
-    texts = [record["prompt"] for record in read_preferences(data)]
+    texts = [record["prompt"] for record in read_preferences(data) if record["prompt"]]
     prompts = [tokenizer.encode(text)[-(policy.config.n_positions - MAX_ANSWER_TOKENS) :] for text in texts]
     if len(prompts) < 20:
         raise BadInput(f"{data}: {len(prompts)} prompts are too few to learn on; give at least 20")
@@ -215,8 +215,6 @@ def main(args):
                 ratios.append(ratio.detach()[mask[i]])
         if step == 0:
             assert kl.abs().mean() < 1e-3, "the policy does not start as the reference"
-        if args.target_kl:  # Ziegler et al. 2019, section 2.2
-            beta *= 1 + 0.1 * max(-0.2, min(0.2, kl.mean().item() / args.target_kl - 1))
 
         ratio = torch.cat(ratios)
         figures = {
@@ -229,6 +227,8 @@ def main(args):
             figures["value_loss"] = critic_loss
             figures["explained_variance"] = 1 - (returns - old_values)[mask].var() / returns[mask].var()
         log(step + 1, **{name: float(value) for name, value in figures.items()})
+        if args.target_kl:  # Ziegler et al. 2019, section 2.2
+            beta *= 1 + 0.1 * max(-0.2, min(0.2, kl.mean().item() / args.target_kl - 1))
         log.bar.update()
 
     save_model(policy, args.out, tokenizer.eos, tokenizer.pad)

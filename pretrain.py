@@ -55,7 +55,6 @@ def main(args):
     train = documents(args.steps * args.batch_size, seed=[args.seed, 0])
     val = documents(1024, seed=[0, 1])
     tokenizer = Tokenizer.train([prompt + response for prompt, response, _ in train[:4000]], args.vocab_size)
-    tokenizer.save(args.out)
     encode = lambda text: tokenizer.encode(text) + [tokenizer.eos]  # the model must learn when to stop
     train_rows = [encode(prompt + response) for prompt, response, _ in train]
     val_rows = [encode(prompt + response) for prompt, response, _ in val]
@@ -97,6 +96,7 @@ def main(args):
         log.bar.update()
 
     save_model(model, args.out, tokenizer.eos, tokenizer.pad)
+    tokenizer.save(args.out)
     log.close(val_loss=val_loss, entropy=entropy, seconds=time.time() - began)
     print(f"held-out loss {val_loss:.4f}, entropy of the source {entropy:.4f} nats per token: ratio {val_loss / entropy:.4f}")
     print(f"saved to {args.out}")

@@ -11,8 +11,8 @@ mean 0 on the pretrained model's own answers. A score above 0 then means "better
 A score asks for something that guessing the next token never did: to check a name in the answer against the
 name in the post. Learned from choices alone, at the last token alone, that does not come about here: the
 model learns to like short answers and stops. Three things, all without any knowledge of the judge, mend it:
-    1. Practice first on free pairs: an answer to this post is better than an answer to another post. No
-       person need be asked. (Preference model pretraining, Askell et al. 2021, arXiv 2112.00861.) Strangers
+    1. Practice first on free pairs: what was chosen for this post is better than what was chosen for
+       another. No further choice need be asked for. (Preference model pretraining, Askell et al. 2021, arXiv 2112.00861.) Strangers
        come first; then look-alikes, which differ in one token, so that every word must be checked.
     2. While training, the scores at all tokens of an answer, summed, must predict the choice as well. At the
        last token alone, a wrong name is one among forty that it might have looked at.
@@ -23,9 +23,9 @@ model learns to like short answers and stops. Three things, all without any know
 
 takes under two minutes on two CPU cores, and starts from the same preference file as `dpo.py`. What you see
 while it runs, all on held-out pairs:
-    val_loss      starts near log 2 = 0.693 and falls
+    val_loss      stays above log 2 = 0.693 during practice, then falls
     val_accuracy  share of pairs where the chosen answer has the higher score. People err, so it cannot
-                  reach 1: the last line prints the best that any model could do on these pairs
+                  reach 1: the summary prints the best that any model could do on these pairs
     margin        score of chosen − of rejected; grows from about 0
 The table at the end shows calibration: of the pairs where the model was 80% sure, was it right in 80%?
 """
@@ -116,7 +116,7 @@ def main(args):
     # The reward model starts as the reference, with one more block and a new head.
     tokenizer = Tokenizer.load(args.init)
     reference = load_model(args.init).to(device)
-    model = load_model(args.init, ScalarGPT, extra_layers=1).to(device)
+    model = load_model(args.init, ScalarGPT, extra_layers=1, new_head=True).to(device)
 
     # Pairs of answers to the same prompt, the last ones held out.
     answer = lambda prompts: sample_texts(reference, tokenizer, prompts, MAX_ANSWER_TOKENS)
@@ -132,7 +132,7 @@ def main(args):
 
     @torch.no_grad()
     def evaluate():
-        scores = torch.cat([pair_scores(model, [pairs[i] for i in rows], device)[0] for rows in np.array_split(val, 8)])
+        scores = torch.cat([pair_scores(model, [pairs[i] for i in rows], device)[0] for rows in np.array_split(val, min(8, n_val))])
         margin = scores[:, 0] - scores[:, 1]
         return margin, {"val_loss": reward_loss(*scores.unbind(1)).mean().item(),
                         "val_accuracy": (margin > 0).float().mean().item(), "margin": margin.mean().item()}  # fmt: skip

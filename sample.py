@@ -142,13 +142,13 @@ def main(args):
     model = load_model(args.init).to(device)
     while True:
         try:
-            prompt = (args.prompt or input("prompt> ")).replace(r"\n", "\n")
+            prompt = (args.prompt if args.prompt is not None else input("prompt> ")).replace(r"\n", "\n")
         except EOFError:
             break
         if prompt:
             how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
             print(prompt + sample_texts(model, tokenizer, [prompt], args.max_new_tokens, **how)[0])
-        if args.prompt:
+        if args.prompt is not None:
             break
 
 

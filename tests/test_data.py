@@ -224,9 +224,11 @@ def test_bad_preference_files_are_refused_in_one_sentence(tmp_path, content, mes
 def test_missing_file_and_broken_gzip(tmp_path):
     with pytest.raises(BadInput, match="no such file"):
         data.read_preferences(tmp_path / "nothing.jsonl")
-    (tmp_path / "broken.jsonl.gz").write_bytes(b"\x1f\x8b not gzip")
-    with pytest.raises(BadInput, match="cannot be read"):
-        data.read_preferences(tmp_path / "broken.jsonl.gz")
+    whole = data.gzip.compress(b"text " * 100)
+    for broken in (b"\x1f\x8b not gzip", whole[:20], whole[:12] + b"\xff\xff" + whole[14:]):
+        (tmp_path / "broken.jsonl.gz").write_bytes(broken)
+        with pytest.raises(BadInput, match="cannot be read"):
+            data.read_preferences(tmp_path / "broken.jsonl.gz")
 
 
 def test_pairs_are_cut_and_dropped_by_the_rule(tokenizer):

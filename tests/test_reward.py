@@ -48,7 +48,7 @@ def test_an_extra_block_starts_as_the_identity(tmp_path):
     gpt = GPT(CONFIG)
     save_model(gpt, tmp_path, eos=10, pad=0)
     tokens = torch.randint(0, 11, (4, 12))
-    grown = load_model(tmp_path, ScalarGPT, extra_layers=1)
+    grown = load_model(tmp_path, ScalarGPT, extra_layers=1, new_head=True)
     assert grown.config.n_layer == 3
     assert torch.equal(grown.transformer(tokens), gpt.transformer(tokens))
 

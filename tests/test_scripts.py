@@ -113,8 +113,9 @@ def test_every_option_of_ppo_runs(runs, options):
 
 def test_adaptive_beta_falls_while_the_kl_is_below_its_target(runs):
     start(runs, "ppo.py", "--steps", 2, "--batch-size", 16, "--target-kl", 1.0, "--out", "runs/target")
-    first = json.loads((runs / "runs/target/metrics.jsonl").read_text().splitlines()[0])
-    assert first["beta"] == pytest.approx(0.4 * (1 - 0.1 * 0.2))  # KL is 0, so the largest step down
+    first, second = [json.loads(line) for line in (runs / "runs/target/metrics.jsonl").read_text().splitlines()[:2]]
+    assert first["beta"] == 0.4
+    assert second["beta"] == pytest.approx(0.4 * (1 - 0.1 * 0.2))  # KL was 0, so the largest step down
 
 
 def test_compare_prints_a_table_and_json(runs):
@@ -143,6 +144,7 @@ def test_one_prompt_and_the_loop(runs):
         (["dpo.py", "--data", "nothing.jsonl"], "nothing.jsonl: there is no such file"),
         (["reward.py", "--init", "nowhere"], "nowhere"),
         (["ppo.py", "--reward", "nowhere"], "nowhere"),
+        (["ppo.py", "--reward", "runs/dpo"], "runs/dpo: a language model, not a reward model"),
         (["ppo.py", "--data", "nothing.jsonl"], "nothing.jsonl: there is no such file"),
         (["sample.py", "--init", "nowhere", "--prompt", "x"], "nowhere"),
         (["sample.py", "--init", "runs/pretrain", "--prompt", "word " * 200], "leaves no room"),
@@ -159,6 +161,8 @@ def test_a_handful_of_pairs_is_refused(runs, script):
     few = (runs / "runs/preferences.jsonl").read_text().splitlines()[:5]
     (runs / "few.jsonl").write_text("\n".join(few))
     assert "few.jsonl: 5" in start(runs, script, "--data", "few.jsonl", status=2)
+    (runs / "enough.jsonl").write_text("\n".join((runs / "runs/preferences.jsonl").read_text().splitlines()[:20]))
+    start(runs, script, "--data", "enough.jsonl", "--steps", 1, "--batch-size", 8, "--out", "runs/enough")
 
 
 def test_data_can_be_looked_at(tmp_path):
