@@ -386,6 +386,29 @@ def pad_rows(prompts, responses, device="cpu"):
     return tokens.to(device), ((position >= start) & (position < end)).to(device)
 
 
+def pack_pairs(pairs, device="cpu"):
+    """Pairs of answers to the same prompt as one row each, so that the prompt is read once, not twice.
+
+    A row is: prompt, chosen answer, the prompt's last token once more, rejected answer. The second part
+    sees the prompt and itself, not the chosen answer, and its positions go on from the prompt's. So each
+    answer is exactly what it would be in a row of its own.
+    Returns tokens (B, T), the masks (2, B, T) of chosen and of rejected tokens, and the layout for the
+    model: positions (B, T) and which tokens each token may look at (B, 1, T, T).
+    """
+    rows = [[*prompt, *chosen, prompt[-1], *rejected] for prompt, chosen, rejected in pairs]
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    prompt, chosen, rejected = (torch.tensor([[len(x)] for x in part]) for part in zip(*pairs))  # lengths (B, 1)
+    t = torch.arange(width).expand(tokens.shape)
+    second = t >= prompt + chosen
+    masks = torch.stack([(t >= prompt) & ~second, (t > prompt + chosen) & (t <= prompt + chosen + rejected)])
+    positions = torch.where(second, t - chosen - 1, t)
+    positions = positions.masked_fill(t > prompt + chosen + rejected, 0)
+    first_only = (t >= prompt - 1) & ~second  # the chosen answer, and the token that the second part repeats
+    visible = (t[:, None, :] <= t[:, :, None]) & ~(first_only[:, None, :] & second[:, :, None])
+    return tokens.to(device), masks.to(device), (positions.to(device), visible[:, None].to(device))
+
+
 # ----------------------------------------------------------------------------------------------------
 # Files
 

@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, collect_preferences
-from data import encode_pairs, pad_rows, read_preferences
+from data import encode_pairs, pack_pairs, read_preferences
 from model import BadInput, Log, Muon, load_model, pick_device, run, sample_texts, save_model, set_lr, token_log_probs
 
 parser = argparse.ArgumentParser("dpo.py", description="Align a pretrained model by Direct Preference Optimisation.")
@@ -75,11 +75,9 @@ def dpo_loss(chosen, rejected, beta, kind="dpo"):
 
 
 def pair_log_probs(model, pairs, device):
-    """log π(chosen|prompt) and log π(rejected|prompt) as (B, 2), in one forward pass of 2B rows."""
-    prompts = [prompt for prompt, _, _ in pairs]
-    answers = [chosen for _, chosen, _ in pairs] + [rejected for _, _, rejected in pairs]
-    tokens, mask = pad_rows(prompts + prompts, answers, device)
-    return token_log_probs(model, tokens, mask).sum(1).view(2, -1).T
+    """log π(chosen|prompt) and log π(rejected|prompt) as (B, 2), in one forward pass."""
+    tokens, masks, layout = pack_pairs(pairs, device)  # masks: (2, B, T)
+    return (token_log_probs(model, tokens, masks.any(0), layout) * masks).sum(-1).T
 
 
 def main(args):
@@ -102,7 +100,7 @@ def main(args):
         raise BadInput(f"{data}: {len(pairs)} usable pairs are too few to learn from; give at least 20")
     n_val = min(1024, len(pairs) // 10)
     train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
-    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in pairs]
+    lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
     print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {len(records) - len(pairs)} dropped")
 
     # The reference never changes, so its log-probabilities are computed once and it can leave memory.

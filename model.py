@@ -46,13 +46,13 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, cache, layer):
+    def forward(self, x, cache, layer, visible):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, H, everything so far, D)
         # With a cache, a single new token may look at all of it; otherwise mask the future.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+        y = F.scaled_dot_product_attention(q, k, v, visible, is_causal=visible is None and T > 1)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -74,8 +74,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache, layer):
-        x = x + self.attn(self.ln_1(x), cache, layer)
+    def forward(self, x, cache, layer, visible):
+        x = x + self.attn(self.ln_1(x), cache, layer, visible)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -96,11 +96,15 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, tokens, cache=None):
+    def forward(self, tokens, cache=None, layout=None):
+        """`layout` is for rows that are not one text from left to right, see `data.pack_pairs`: positions
+        (B, T), and which tokens each token may look at (B, 1, T, T).
+        """
         start = cache.length if cache else 0
-        x = self.wte(tokens) + self.wpe.weight[start : start + tokens.shape[1]]
+        positions, visible = layout or (torch.arange(start, start + tokens.shape[1], device=tokens.device), None)
+        x = self.wte(tokens) + self.wpe(positions)
         for layer, block in enumerate(self.h):
-            x = block(x, cache, layer)
+            x = block(x, cache, layer, visible)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.ln_f(x)
@@ -151,9 +155,9 @@ class ScalarGPT(nn.Module):
         self.score = nn.Linear(config.n_embd, 1, bias=False)
         nn.init.normal_(self.score.weight, std=1 / math.sqrt(config.n_embd + 1))  # Stiennon et al. 2020
 
-    def forward(self, tokens):
+    def forward(self, tokens, layout=None):
         """Token ids (B, T) to scores (B, T); the one at t has read the tokens up to t."""
-        return self.score(self.transformer(tokens)).squeeze(-1)
+        return self.score(self.transformer(tokens, layout=layout)).squeeze(-1)
 
     @torch.no_grad()
     def shift(self, amount):
@@ -166,21 +170,21 @@ class ScalarGPT(nn.Module):
 # 2. Log-probabilities and sampling
 
 
-def token_log_probs(model, tokens, mask):
+def token_log_probs(model, tokens, mask, layout=None):
     """log π(token t | tokens before t) at t, where `mask` is true, and 0 elsewhere.
 
     tokens, mask and the result are all (B, T), so the same mask selects a token and its log-probability.
     Position 0 has nothing before it and must not be masked in. Logits are made only where they are asked.
     """
-    hidden = model.transformer(tokens[:, :-1])[mask[:, 1:]]  # (N, C), N tokens under the mask
+    hidden = model.transformer(tokens, layout=layout)[:, :-1][mask[:, 1:]]  # (N, C), N tokens under the mask
     log_probs = F.log_softmax(model.logits(hidden).float(), dim=-1)  # (N, V)
     chosen = log_probs.gather(1, tokens[:, 1:][mask[:, 1:]][:, None]).squeeze(1)  # (N,)
     return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, chosen)
 
 
 def last_token(mask):
-    """The last position under the mask in each row, as a mask (B, T)."""
-    return mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
+    """The last position under the mask in each row, as a mask (…, T)."""
+    return mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
 
 
 def final_scores(model, tokens, mask):

@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, collect_preferences
-from data import encode_pairs, pad_rows, read_preferences
+from data import encode_pairs, pack_pairs, read_preferences
 from model import BadInput, Log, Muon, ScalarGPT, final_scores, generate, last_token, load_model, pick_device, run
 from model import sample_texts, save_model, set_lr
 
@@ -84,15 +84,13 @@ def look_alike(answer, seen, rng):
 
 
 def pair_scores(model, pairs, device):
-    """Scores of chosen and rejected answers in one forward pass of 2B rows.
+    """Scores of chosen and rejected answers, in one forward pass.
 
     Returns r(x, y), read at the last token, and the sum over all of the answer's tokens, (B, 2) each.
     """
-    prompts = [prompt for prompt, _, _ in pairs]
-    answers = [chosen for _, chosen, _ in pairs] + [rejected for _, _, rejected in pairs]
-    tokens, mask = pad_rows(prompts + prompts, answers, device)
-    scores = model(tokens) * mask  # (2B, T)
-    return scores[last_token(mask)].view(2, -1).T, scores.sum(1).view(2, -1).T
+    tokens, masks, layout = pack_pairs(pairs, device)  # masks: (2, B, T)
+    scores = model(tokens, layout) * masks  # (2, B, T)
+    return scores[last_token(masks)].view(2, -1).T, scores.sum(-1).T
 
 
 def calibration(margin, bins=10):
@@ -127,7 +125,7 @@ def main(args):
         raise BadInput(f"{data}: {len(pairs)} usable pairs are too few to learn from; give at least 20")
     n_val = min(1024, len(pairs) // 10)
     train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
-    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in pairs]
+    lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
     print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {len(records) - len(pairs)} dropped")
 
     @torch.no_grad()
