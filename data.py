@@ -4,6 +4,7 @@
 2. The world: short posts and their summaries ("TL;DR"), made up from a seed. Its source and its judge
    are known exactly, so every result of this project can be held against the best possible one.
 3. Preference files: pairs of answers, of which a person liked one better.
+4. Text files of a user's own, encoded once and mapped into memory.
 
 Look at the data before anything else:
 
@@ -24,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from model import BadInput, run
+from model import BadInput, is_first, run, wait_for_all, write_files
 
 # ----------------------------------------------------------------------------------------------------
 # 1. Tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)
@@ -105,9 +107,10 @@ class Tokenizer:
         alphabet, merges = list(BYTE_TO_CHAR.values()), []
         tokens = dict.fromkeys(alphabet)
         while len(tokens) < vocab_size - 2 and counts:
-            best = max(counts, key=lambda pair: (counts[pair], pair))  # ties: the later in the alphabet
-            if counts[best] < 2:
+            most = max(counts.values())
+            if most < 2:
                 break
+            best = max(pair for pair, n in counts.items() if n == most)  # ties: the later in the alphabet
             merges.append(best)
             tokens[best[0] + best[1]] = None
             for word in where.pop(best):
@@ -141,21 +144,38 @@ class Tokenizer:
         chars = "".join(self.tokens[i] for i in map(int, ids) if self.tokens[i] not in (EOS, PAD))
         return bytes(CHAR_TO_BYTE[c] for c in chars).decode("utf-8", "replace")
 
-    def save(self, directory):
-        """Write `vocab.json` and `merges.txt`, the two files that GPT-2's tokenizer is made of."""
+    def files(self):
+        """The two files that GPT-2's tokenizer is made of, as {name: bytes}."""
         merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self.merges)
-        write_text(Path(directory, "vocab.json"), json.dumps(self.vocab, ensure_ascii=False))
-        write_text(Path(directory, "merges.txt"), merges)
+        return {"vocab.json": json.dumps(self.vocab, ensure_ascii=False).encode(), "merges.txt": merges.encode()}
 
     @classmethod
     def load(cls, directory):
-        """Read both files. BadInput where they are missing or are not GPT-2's."""
+        """Read both files. BadInput where they are missing, are not GPT-2's, or do not fit the model there."""
+        vocab_path, merges_path, config_path = (Path(directory, n) for n in ("vocab.json", "merges.txt", "config.json"))
         try:
-            vocab = json.loads(read_text(Path(directory, "vocab.json")))
-            lines = read_text(Path(directory, "merges.txt")).split("\n")
-            return cls(vocab, [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")])
-        except (ValueError, KeyError, AttributeError) as error:
-            raise BadInput(f"{directory}: vocab.json and merges.txt are no GPT-2 tokenizer ({error!r})") from None
+            vocab = json.loads(read_text(vocab_path))
+            if sorted(vocab.values()) != list(range(len(vocab))):
+                raise ValueError("the ids are not 0, 1, 2, …")
+            missing = [token for token in (*CHAR_TO_BYTE, EOS) if token not in vocab]
+            if missing:
+                raise ValueError(f"{missing[0]!r} is missing")
+            size = json.loads(read_text(config_path))["vocab_size"] if config_path.exists() else len(vocab)
+            if len(vocab) > size:
+                raise ValueError(f"{len(vocab)} tokens, but the model beside it knows {size}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise BadInput(f"{vocab_path}: not a GPT-2 vocabulary ({error})") from None
+        merges = []
+        for number, line in enumerate(read_text(merges_path).splitlines(), start=1):
+            if line and not line.startswith("#version"):
+                pair = tuple(line.split(" "))
+                if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
+                    raise BadInput(f"{merges_path}:{number}: not two tokens whose sum is in vocab.json")
+                merges.append(pair)
+        return cls(vocab, merges)
+
+    def __eq__(self, other):
+        return (self.vocab, self.merges) == (other.vocab, other.merges)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -309,33 +329,85 @@ def collect_preferences(checkpoint, answer, n, seed=2):
         if a != b:
             lines.append(json.dumps({"prompt": prompt, "chosen": a, "rejected": b, "certainty": round(p, 4)}))
     write_text(path, "\n".join(lines) + "\n")
+    wait_for_all()
     return path
 
 
 def best_accuracy(records):
-    """The best accuracy that any model can reach on pairs labelled with these certainties."""
+    """The best accuracy that any model can reach on pairs labelled with these certainties; None without them."""
+    if not all("certainty" in record for record in records):
+        return None
     return float(np.mean([max(r["certainty"], 1 - r["certainty"]) for r in records]))
 
 
-def read_preferences(path):
-    """Read a preference file (`.gz` too): a list of {"prompt", "chosen", "rejected", maybe "certainty"}.
+TURN = "\n\nAssistant:"  # in a transcript, what follows the last of these is the answer
 
-    A bad line raises BadInput with the file, the line and what is wrong.
-    """
-    records = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+
+def transcript(key, value):
+    """A text as it is; a chat, [{"role": "user", "content": "Hi."}, …], as "\\n\\nHuman: Hi. …"."""
+    if isinstance(value, list):
         try:
-            record = json.loads(line)
+            names = {"user": "Human", "assistant": "Assistant"}
+            return "".join(f"\n\n{names.get(m['role'], m['role'])}: {m['content'] + ''}" for m in value)
+        except (TypeError, KeyError):
+            raise ValueError(f'"{key}" is a list, but not of {{"role": …, "content": …}}') from None
+    if not isinstance(value, str):
+        raise ValueError(f'"{key}" is neither a text nor a list of chat messages')
+    return value
+
+
+def canonical(record):
+    """A record of any accepted form as {"prompt", "chosen", "rejected", maybe "certainty"}, all texts.
+
+    Without "prompt", or where it is a chat, both answers are whole transcripts, and the prompt is what they
+    share up to an "\\n\\nAssistant:" (the form of HH, Bai et al. 2022). ValueError says what is wrong.
+    """
+    if not isinstance(record, dict):
+        raise ValueError('write an object: {"prompt": …, "chosen": …, "rejected": …}')
+    for key in ("chosen", "rejected"):
+        if key not in record:
+            raise ValueError(f'"{key}" is missing')
+    chosen, rejected = (transcript(key, record[key]) for key in ("chosen", "rejected"))
+    prompt = record.get("prompt")
+    if isinstance(prompt, list):
+        said = transcript("prompt", prompt)
+        chosen, rejected = (text if text.startswith(said) else said + text for text in (chosen, rejected))
+    if not isinstance(prompt, str):
+        end = os.path.commonprefix([chosen, rejected]).rfind(TURN) + len(TURN)
+        if end < len(TURN):
+            raise ValueError('no "prompt" text, and the answers are not transcripts that share an "\\n\\nAssistant:"')
+        prompt, chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
+    result = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if "certainty" in record:
+        if not isinstance(record["certainty"], (int, float)) or not 0 <= record["certainty"] <= 1:
+            raise ValueError('"certainty" is not a number between 0 and 1')
+        result["certainty"] = record["certainty"]
+    return result
+
+
+def read_preferences(path):
+    """Read a preference file: a list of {"prompt", "chosen", "rejected", maybe "certainty"}.
+
+    One JSON object a line, or one JSON array of them; gzip too. For the forms of an object see `canonical`.
+    A bad one raises BadInput with the file, the line (in an array: the record) and what is wrong.
+    """
+    text = read_text(path)
+    is_array = text.lstrip().startswith("[")
+    if is_array:
+        try:
+            rows = [(f"{path}: record {i}", row) for i, row in enumerate(json.loads(text), start=1)]
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}: starts with [ but is no JSON array ({error})") from None
+    else:
+        rows = [(f"{path}:{i}", line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    records = []
+    for where, row in rows:
+        try:
+            records.append(canonical(row if is_array else json.loads(row)))
         except json.JSONDecodeError as error:
-            raise BadInput(f"{path}:{number}: not JSON ({error.msg}); write one object on each line") from None
-        if not isinstance(record, dict):
-            raise BadInput(f'{path}:{number}: write an object: {{"prompt": …, "chosen": …, "rejected": …}}')
-        for key in ("prompt", "chosen", "rejected"):
-            if not isinstance(record.get(key), str):
-                raise BadInput(f'{path}:{number}: "{key}" is missing or not a text')
-        records.append(record)
+            raise BadInput(f"{where}: not JSON ({error.msg}); write one object on each line") from None
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{where}: {error}") from None
     if not records:
         raise BadInput(f"{path}: no preferences in it; write one object on each line")
     return records
@@ -410,6 +482,55 @@ def pack_pairs(pairs, device="cpu"):
 
 
 # ----------------------------------------------------------------------------------------------------
+# 4. Text of a user's own
+
+
+def read_chunks(paths, size=2**20):
+    """The text of some files, gzip or not, in pieces of about `size` bytes; None after each file.
+
+    A piece ends before white space, where words end too, so it is tokenized as it would be in the whole.
+    """
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                zipped = file.read(2) == b"\x1f\x8b"
+            with gzip.open(path) if zipped else open(path, "rb") as file:
+                text, number = "", 0
+                for number, line in enumerate(file, start=1):
+                    text += line.decode("utf-8")
+                    if len(text) >= size:
+                        piece = text.rstrip()
+                        yield piece
+                        text = text[len(piece) :]
+                yield text
+                yield None
+        except UnicodeDecodeError:
+            raise BadInput(f"{path}:{number}: not UTF-8 text; save it as UTF-8") from None
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def encode_files(tokenizer, paths, target):
+    """Encode text files once, into a file of token ids that is then mapped, not read, into memory.
+
+    An `<|endoftext|>` in the text, and the end of each file, become EOS. Returns the ids, shape (N,).
+    """
+    kind = np.dtype(np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32)
+    if not is_first():
+        wait_for_all()
+        return np.memmap(target, dtype=kind, mode="r")
+    with open(target, "wb") as file, tqdm(desc="encoding", unit=" characters", unit_scale=True) as bar:
+        for text in read_chunks(paths):
+            ids = [] if text is not None else [tokenizer.eos]
+            for i, part in enumerate((text or "").split(EOS)):
+                ids += [tokenizer.eos] * (i > 0) + tokenizer.encode(part)
+            file.write(np.array(ids, dtype=kind).tobytes())
+            bar.update(len(text or ""))
+    wait_for_all()
+    return np.memmap(target, dtype=kind, mode="r")
+
+
+# ----------------------------------------------------------------------------------------------------
 # Files
 
 
@@ -417,7 +538,7 @@ def read_text(path):
     """A UTF-8 file as text, `.gz` unpacked. BadInput says in one sentence what is wrong with it."""
     try:
         raw = Path(path).read_bytes()
-        raw = gzip.decompress(raw) if str(path).endswith(".gz") else raw
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         return raw.decode("utf-8")
     except FileNotFoundError:
         raise BadInput(f"{path}: there is no such file") from None
@@ -430,9 +551,7 @@ def read_text(path):
 
 def write_text(path, text):
     """Write a file so that a reader never sees half of it: under another name first, then renamed."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_files(Path(path).parent, {Path(path).name: text.encode("utf-8")})
 
 
 def main(args):

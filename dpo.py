@@ -31,8 +31,6 @@ takes a bit over a minute on two CPU cores. What you see while it runs, all on h
 
 import argparse
 import math
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,20 +38,20 @@ import torch.nn.functional as F
 
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, collect_preferences
 from data import encode_pairs, pack_pairs, read_preferences
-from model import BadInput, Log, Muon, load_model, pick_device, run, sample_texts, save_model, set_lr, token_log_probs
+from model import BadInput, Checkpoint, Log, Muon, add_common_options, average_gradients, load_model, mine, positive
+from model import run, sample_texts, save_model, set_lr, set_up, token_log_probs
 
 parser = argparse.ArgumentParser("dpo.py", description="Align a pretrained model by Direct Preference Optimisation.")
 parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from (default: %(default)s)")
 parser.add_argument("--data", help="preference file (default: pairs of the model's own answers, made if missing)")
-parser.add_argument("--pairs", type=int, default=17_408, help="how many to collect if missing (default: %(default)s)")
+parser.add_argument("--pairs", type=positive(int), default=17_408, help="how many to collect if missing (default: %(default)s)")
 parser.add_argument("--out", default="runs/dpo", help="directory for the checkpoint (default: %(default)s)")
-parser.add_argument("--beta", type=float, default=0.5, help="higher stays closer to the reference (default: %(default)s)")
+parser.add_argument("--beta", type=positive(float), default=0.5, help="higher stays closer to the reference (default: %(default)s)")
 parser.add_argument("--loss", choices=["dpo", "ipo", "cdpo", "hinge"], default="dpo", help="default: %(default)s")
-parser.add_argument("--steps", type=int, help="optimizer steps (default: one pass over the pairs)")
-parser.add_argument("--batch-size", type=int, default=64, help="pairs a step (default: %(default)s)")
-parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
-parser.add_argument("--seed", type=int, default=1, help="seed of the order of the pairs (default: %(default)s)")
-parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
+parser.add_argument("--steps", type=positive(int), help="optimizer steps (default: one pass over the pairs)")
+parser.add_argument("--batch-size", type=positive(int), default=64, help="pairs a step (default: %(default)s)")
+parser.add_argument("--lr", type=positive(float), default=2e-3, help="peak learning rate (default: %(default)s)")
+add_common_options(parser)
 
 
 def dpo_loss(chosen, rejected, beta, kind="dpo"):
@@ -81,11 +79,8 @@ def pair_log_probs(model, pairs, device):
 
 
 def main(args):
-    began = time.time()
-    device = pick_device(args.device)
-    torch.manual_seed(args.seed)
+    device = set_up(args)
     rng = np.random.default_rng(args.seed)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
 
     # The policy starts as a copy of the reference.
     tokenizer = Tokenizer.load(args.init)
@@ -96,8 +91,8 @@ def main(args):
     data = args.data or collect_preferences(args.init, answer, args.pairs)
     records = read_preferences(data)
     pairs, kept = encode_pairs(tokenizer, records, policy.config.n_positions)
-    if len(pairs) < 20:
-        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few to learn from; give at least 20")
+    if len(pairs) < max(20, args.batch_size):
+        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few; give at least 20, and not less than --batch-size")
     n_val = min(1024, len(pairs) // 10)
     train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
     lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
@@ -121,19 +116,24 @@ def main(args):
                 "val_accuracy": (margin > 0).float().mean().item(), "margin": margin.mean().item(),
                 "chosen": args.beta * chosen.mean().item(), "rejected": args.beta * rejected.mean().item()}  # fmt: skip
 
+    if args.compile:
+        policy.transformer.compile(dynamic=True)
     optimizer = Muon(policy, args.lr)
     per_epoch = math.ceil(len(train) / args.batch_size)
     steps = args.steps or per_epoch
     epochs = math.ceil(steps / per_epoch)
     order = [rows for _ in range(epochs) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
-    log = Log(args.out, steps, "dpo")
-    for step, rows in enumerate(order[:steps]):
+    checkpoint = Checkpoint(args, rng, policy=policy, optimizer=optimizer)
+    log = Log(args.out, steps, "dpo", checkpoint.step)
+    for step in range(checkpoint.step, steps):
+        rows = mine(order[step])
         chosen, rejected = log_ratios(rows)
         loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
         if step == 0 and args.loss == "dpo":  # policy and reference are still the same
             assert abs(loss.item() - math.log(2)) < 1e-3, loss.item()
         set_lr(optimizer, step, steps, warmup=10)
         loss.backward()
+        loss = average_gradients(policy.parameters(), loss, weight=len(rows))
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -144,13 +144,15 @@ def main(args):
         elif step % 10 == 9:
             log(step + 1, loss=loss.item())
         log.bar.update()
+        if step + 1 < steps:
+            checkpoint.save(step + 1)
 
-    save_model(policy, args.out, tokenizer.eos, tokenizer.pad)
-    tokenizer.save(args.out)
-    log.close(val_accuracy=val_figures["val_accuracy"], val_loss=val_figures["val_loss"], seconds=time.time() - began)
+    save_model(policy, tokenizer, args.out)
+    checkpoint.finish()
+    log.close(val_accuracy=val_figures["val_accuracy"], val_loss=val_figures["val_loss"], seconds=checkpoint.seconds())
     print(f"held-out pairs: loss {val_figures['val_loss']:.4f}, accuracy {val_figures['val_accuracy']:.3f}", end="")
-    if "certainty" in kept[-1]:
-        print(f"; no model can be right more often than {best_accuracy(kept[-n_val:]):.3f}", end="")
+    if best := best_accuracy(kept[-n_val:]):
+        print(f"; no model can be right more often than {best:.3f}", end="")
     print(f"\nsaved to {args.out}")
 
 

@@ -9,11 +9,16 @@
 Shapes: B rows of a batch, T tokens of a row, C channels (`n_embd`), V vocabulary, H heads, D = C / H.
 """
 
+import argparse
+import io
 import json
 import math
 import os
 import signal
 import struct
+import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +40,10 @@ class Config:
     n_embd: int = 128
     n_layer: int = 2
     n_head: int = 4
+
+    def __post_init__(self):
+        if min(vars(self).values()) < 1 or self.n_embd % self.n_head:
+            raise BadInput(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}, or a size is below 1")
 
 
 class Attention(nn.Module):
@@ -231,11 +240,15 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     tokens = torch.tensor([[*p, *[0] * (T - len(p))] for p in prompts], device=device)
     mask = torch.zeros(B, T, dtype=torch.bool, device=device)
     log_probs = torch.zeros(B, T, device=device)
-    alive = torch.ones(B, dtype=torch.bool, device=device)
     rows = torch.arange(B, device=device)  # those that are still computed
-    cache = Cache(model.config, B, T, device)
+    shared = world_size() > 1 and B >= world_size()
+    if shared:  # every process writes its share, and in the end all get all
+        rows = mine(rows)
+    alive = torch.zeros(B, dtype=torch.bool, device=device).index_fill(0, rows, True)
+    cache = Cache(model.config, len(rows), T, device)
     start = min(map(len, prompts))
-    hidden = model.transformer(tokens[:, :start], cache)[:, -1]  # (B, C)
+    forward = model.transformer.forward  # as it is, not compiled: every step has another shape
+    hidden = forward(tokens[rows, :start], cache)[:, -1]  # (B, C)
     for t in range(start, T):
         logits = model.logits(hidden).float()
         if temperature > 0:
@@ -258,7 +271,16 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
         if left < 0.5 * len(rows):  # let go of rows that have ended; copying the cache costs less than they do
             cache.kv = cache.kv[:, :, alive[rows]]
             rows = rows[alive[rows]]
-        hidden = model.transformer(tokens[rows, t : t + 1], cache)[:, -1]
+        hidden = forward(tokens[rows, t : t + 1], cache)[:, -1]
+    if shared:
+        new = tokens * mask
+        for tensor in (new, log_probs, mask := mask.byte()):
+            torch.distributed.all_reduce(tensor)
+        mask = mask.bool()
+        tokens, last = torch.where(mask, new, tokens), int(mask.any(0).nonzero().max())
+        for _ in range(last - t if temperature > 0 else 0):  # as many random numbers as everyone else
+            torch.rand(B, 1, generator=generator, device=device)
+        t = last
     return tokens[:, : t + 1], mask[:, : t + 1], log_probs[:, : t + 1]
 
 
@@ -318,6 +340,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"momentum": momentum, "betas": betas, "eps": eps})
 
     @torch.no_grad()
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def step(self):
         for group in self.param_groups:
             for p in group["params"]:
@@ -349,12 +373,34 @@ def set_lr(optimizer, step, steps, warmup, final=0.0):
 # ----------------------------------------------------------------------------------------------------
 # 4. Checkpoints: config.json and model.safetensors, as Hugging Face writes them for GPT-2
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "BOOL": torch.bool}
 # GPT-2's files keep these matrices as (in, out); nn.Linear keeps (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
-def write_safetensors(path, tensors):
+def write_files(directory, files):
+    """Write {name: bytes} into a directory: all under other names first, then renamed.
+
+    So a reader never sees half a file, and a kill or a full disk leaves what was there before.
+    """
+    if not is_first():
+        return
+    temporary = [Path(directory, f"{name}.tmp") for name in files]
+    try:
+        for path, content in zip(temporary, files.values()):
+            with open(path, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # on the disk before it gets its name
+    except OSError as error:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+        raise BadInput(f"{directory}: cannot be written ({error.strerror}); what was saved before is untouched") from None
+    for path, name in zip(temporary, files):
+        os.replace(path, Path(directory, name))
+
+
+def safetensors_bytes(tensors):
     """8 bytes header length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw numbers."""
     header, blobs, offset = {"__metadata__": {"format": "pt"}}, [], 0
     for name, tensor in tensors.items():
@@ -363,33 +409,40 @@ def write_safetensors(path, tensors):
         offset += len(blobs[-1])
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # numbers start at a multiple of 8
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-    os.replace(temporary, path)
+    return struct.pack("<Q", len(text)) + text + b"".join(blobs)
 
 
 def read_safetensors(path):
-    """The tensors of a file, as float32. BadInput where the file is not what its header says."""
+    """The tensors of a file, as float32. BadInput where the file is not what its header says.
+
+    The numbers must follow one another without gap or overlap, as the format demands, so a file cannot ask
+    for more memory than it has bytes.
+    """
     try:
-        raw = Path(path).read_bytes()
+        raw = memoryview(Path(path).read_bytes())
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     try:
         (length,) = struct.unpack("<Q", raw[:8])
-        header, body, tensors = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}
-        for name, info in header.items():
-            if name != "__metadata__":
-                start, end = info["data_offsets"]
-                tensor = torch.frombuffer(bytearray(body[start:end]), dtype=DTYPES[info["dtype"]])
-                tensors[name] = tensor.reshape(info["shape"]).float()
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if length > min(len(raw) - 8, 100_000_000):  # the format's own limit
+            raise ValueError(f"a header of {length} bytes in a file of {len(raw)}")
+        header, body, tensors, expected = json.loads(bytes(raw[8 : 8 + length])), raw[8 + length :], {}, 0
+        header.pop("__metadata__", None)
+        for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            (start, end), dtype, shape = info["data_offsets"], DTYPES[info["dtype"]], info["shape"]
+            if start != expected or end != start + math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+                raise ValueError(f"{name}: bytes {start} to {end} are not {shape} numbers after byte {expected}")
+            flat = torch.frombuffer(bytearray(body[start:end]), dtype=dtype) if end > start else torch.empty(0)
+            tensors[name], expected = flat.reshape(shape).float(), end
+        if expected != len(body):
+            raise ValueError(f"{len(body)} bytes of numbers where the header names {expected}")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
     return tensors
 
 
-def save_model(model, directory, eos, pad):
-    """Write the model so that `load_model` and `transformers` can open it."""
+def save_model(model, tokenizer, directory):
+    """Write model and tokenizer so that `load_model`, `Tokenizer.load` and `transformers` can open them."""
     tensors = {
         name: tensor.T if name.endswith(TRANSPOSED) else tensor
         for name, tensor in model.state_dict().items()
@@ -397,13 +450,11 @@ def save_model(model, directory, eos, pad):
     config = {"architectures": [model.architecture], "model_type": "gpt2", **vars(model.config),
               "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
               "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-              "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": pad}  # fmt: skip
+              "bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}  # fmt: skip
     if isinstance(model, ScalarGPT):
         config["id2label"], config["label2id"] = {"0": "score"}, {"score": 0}  # that is, num_labels=1
-    path = Path(directory, "config.json")
-    Path(f"{path}.tmp").write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(f"{path}.tmp", path)
-    write_safetensors(Path(directory, "model.safetensors"), tensors)
+    text = json.dumps(config, indent=2) + "\n"
+    write_files(directory, {**tokenizer.files(), "config.json": text.encode(), "model.safetensors": safetensors_bytes(tensors)})
 
 
 def load_model(directory, kind=GPT, extra_layers=0, new_head=False):
@@ -418,8 +469,19 @@ def load_model(directory, kind=GPT, extra_layers=0, new_head=False):
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         config = Config(**{name: int(found[name]) for name in Config.__dataclass_fields__})
-    except (ValueError, KeyError, TypeError) as error:
+        others = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_inner": None,
+                  "scale_attn_weights": True, "tie_word_embeddings": True}  # fmt: skip
+        for name, value in others.items():
+            if found.get(name, value) not in (value, *([4 * config.n_embd] if name == "n_inner" else [])):
+                raise ValueError(f"{name} is {found[name]!r}, not {value!r}")
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path}: not a GPT-2 configuration ({error!r})") from None
+    found = read_safetensors(Path(directory, "model.safetensors"))
+    weights = sum(tensor.numel() for tensor in found.values())
+    if config.n_embd * (config.vocab_size + config.n_positions + 12 * config.n_layer * config.n_embd) > weights:
+        raise BadInput(f"{directory}: config.json describes a larger model than model.safetensors holds")
     config.n_layer += extra_layers
     model = kind(config)
     new = {f"transformer.h.{config.n_layer - 1 - i}." for i in range(extra_layers)} | ({"score."} if new_head else set())
@@ -427,7 +489,7 @@ def load_model(directory, kind=GPT, extra_layers=0, new_head=False):
     for name, tensor in tensors.items():
         if name.endswith("c_proj.weight"):
             tensor.zero_()  # such a block adds nothing to what it reads
-    for name, tensor in read_safetensors(Path(directory, "model.safetensors")).items():
+    for name, tensor in found.items():
         name = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks; the tied head
             tensors[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
@@ -444,6 +506,54 @@ def load_model(directory, kind=GPT, extra_layers=0, new_head=False):
 # 5. Around every run
 
 
+def positive(kind):
+    """An argparse type: an int or a float above 0."""
+
+    def parse(text):
+        if not 0 < (value := kind(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def add_common_options(parser):
+    """The options that mean the same in every training script."""
+    parser.add_argument("--seed", type=int, default=1, help="seed of all chance (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the products (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="compile the network; pays for long runs of larger models")
+    parser.add_argument("--resume", action="store_true", help="go on where a run with the same options was stopped")
+
+
+def set_up(args):
+    """Seed all chance, make the output directory, choose device and precision. Returns the device."""
+    device = pick_device(args.device)
+    if "RANK" in os.environ and not torch.distributed.is_initialized():
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if not is_first():
+            sys.stdout = open(os.devnull, "w")
+    if args.seed < 0:
+        raise BadInput(f"--seed {args.seed}: give 0 or more")
+    torch.manual_seed(args.seed)
+    if hasattr(args, "out"):
+        try:
+            Path(args.out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--out {args.out}: cannot be made ({error.strerror})") from None
+        if not os.access(args.out, os.W_OK):
+            raise BadInput(f"--out {args.out}: cannot be written")
+    bfloat16 = getattr(args, "dtype", None) == "bfloat16"
+    torch.set_autocast_enabled(device.type, bfloat16)
+    torch.set_autocast_dtype(device.type, torch.bfloat16)
+    torch.set_autocast_cache_enabled(False)  # the weights change while autocast is on
+    return device
+
+
 def pick_device(name=None):
     """The named device, or the best one here: cuda, then mps, then cpu."""
     if name is None:
@@ -455,16 +565,129 @@ def pick_device(name=None):
     return torch.device(name)
 
 
+# Several processes, started by torchrun. All of them hold all networks and see the same data in the same
+# order; each computes its share of a batch; gradients are averaged, so all take the same steps.
+
+
+def world_size():
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def is_first():
+    """Of several processes, the first alone prints and writes."""
+    return world_size() == 1 or torch.distributed.get_rank() == 0
+
+
+def wait_for_all():
+    if world_size() > 1:
+        torch.distributed.barrier()
+
+
+def mine(rows):
+    """This process's share of a batch."""
+    if len(rows) < world_size():
+        raise BadInput(f"a batch of {len(rows)} cannot be shared by {world_size()} processes; change --batch-size")
+    return rows[torch.distributed.get_rank() :: world_size()] if world_size() > 1 else rows
+
+
+def average_gradients(parameters, loss, weight):
+    """Average gradients over all processes, by how many tokens or pairs (`weight`) each had; and the loss."""
+    if world_size() == 1:
+        return loss
+    grads = [p.grad for p in parameters]
+    flat = torch.cat([*(g.flatten() for g in grads), loss.detach().view(1), loss.new_ones(1)]) * weight
+    torch.distributed.all_reduce(flat)
+    flat /= flat[-1].clone()
+    for grad, mean in zip(grads, flat.split([g.numel() for g in grads] + [2])):
+        grad.copy_(mean.view_as(grad))
+    return flat[-2]
+
+
+class Checkpoint:
+    """What a run needs to go on after a stop: `OUT/resume.pt`, written every 50 steps and at Ctrl-C.
+
+    parts: models and optimizers by name. What else changes from step to step is given to `save` and comes
+    back in `extra`. All chance (torch's and `rng`) is kept, so a run that was stopped and resumed ends with
+    the same weights, bit for bit on the CPU, as one that was not.
+    """
+
+    def __init__(self, args, rng, **parts):
+        self.path, self.rng, self.parts = Path(args.out, "resume.pt"), rng, parts
+        self.options = {name: value for name, value in vars(args).items() if name != "resume"}
+        self.began, self.step, self.extra, self.stopped = time.time(), 0, (), False
+        if args.resume:
+            self.load()
+        if threading.current_thread() is threading.main_thread():
+            self.handler = signal.signal(signal.SIGINT, self.stop)
+
+    def stop(self, *_):
+        self.stopped = True  # finish the step first
+        signal.signal(signal.SIGINT, self.handler)  # a second Ctrl-C does not wait
+
+    def load(self):
+        if not self.path.exists():
+            raise BadInput(f"{self.path}: not there, so there is nothing to resume; start without --resume")
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            changed = [n for n in self.options if state["options"].get(n) != self.options[n]]
+            if changed:
+                raise BadInput(f"--resume: --{changed[0].replace('_', '-')} was {state['options'].get(changed[0])} in the run that was stopped")
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+            torch.set_rng_state(state["torch"])
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(state["cuda"])
+            self.rng.bit_generator.state = json.loads(state["numpy"])
+            self.step, self.extra, self.began = state["step"], state["extra"], self.began - state["seconds"]
+        except BadInput:
+            raise
+        except Exception as error:  # torch.load has no list of what it may raise
+            raise BadInput(f"{self.path}: cannot be resumed ({type(error).__name__}); start without --resume") from None
+
+    def seconds(self):
+        """Wall time of the run so far, all parts of it together."""
+        return time.time() - self.began
+
+    def save(self, step, extra=()):
+        """After a step: save if it is time to, and end the run if Ctrl-C was pressed."""
+        if is_first() and (self.stopped or step % 50 == 0):
+            file = io.BytesIO()
+            torch.save({
+                "step": step, "seconds": self.seconds(), "options": self.options, "extra": extra,
+                "parts": {name: part.state_dict() for name, part in self.parts.items()},
+                "torch": torch.get_rng_state(), "numpy": json.dumps(self.rng.bit_generator.state),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            }, file)  # fmt: skip
+            write_files(self.path.parent, {self.path.name: file.getvalue()})
+        if self.stopped:
+            raise Stopped(f"stopped after step {step}; the same command with --resume goes on from there")
+
+    def finish(self):
+        """The run is done: there is nothing to resume any more."""
+        if is_first():
+            self.path.unlink(missing_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.handler)
+
+
 class Log:
     """A progress bar with live figures, and the same figures as lines of `metrics.jsonl`."""
 
-    def __init__(self, directory, steps, title):
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self.file = open(Path(directory, "metrics.jsonl"), "w")
-        self.bar = tqdm(total=steps, desc=title, mininterval=0.5)
+    def __init__(self, directory, steps, title, start=0):
+        path = Path(directory, "metrics.jsonl") if is_first() else Path(os.devnull)
+        kept = []
+        if start and is_first():  # what was logged after the last save will be logged again
+            kept = [line for line in path.read_text().splitlines(True) if json.loads(line).get("step", start + 1) <= start]
+        self.file = open(path, "w")
+        self.file.writelines(kept)
+        self.bar = tqdm(total=steps, initial=start, desc=title, mininterval=0.5, disable=None if is_first() else True)
 
     def __call__(self, step, **figures):
-        """Show and write the figures of one step."""
+        """Show and write the figures of one step. One that is no number stops the run."""
+        for name, value in figures.items():
+            if not math.isfinite(value) and name != "explained_variance":
+                self.bar.close()
+                raise BadInput(f"step {step}: {name} is {value}, so the run stops; most often --lr is too high. The last good state is in resume.pt")
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()}, refresh=False)
         print(json.dumps({"step": step, **figures}), file=self.file, flush=True)
 
@@ -475,8 +698,17 @@ class Log:
         self.file.close()
 
 
+def printable(text):
+    """Text that a model wrote, with control characters escaped, so that it cannot harm the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 class BadInput(Exception):
     """Something in what the user gave is wrong; the message is one sentence that says what and where."""
+
+
+class Stopped(Exception):
+    """The user pressed Ctrl-C, and the run has been saved."""
 
 
 def run(main, parser):
@@ -487,5 +719,7 @@ def run(main, parser):
         main(parser.parse_args())
     except BadInput as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped\n")
+    except OSError as error:  # a disk that is full, a file that may not be written
+        parser.exit(2, f"{parser.prog}: {error.filename or 'writing'}: {error.strerror}; what was saved before is untouched\n")
+    except (KeyboardInterrupt, Stopped) as stop:
+        parser.exit(130, f"\n{parser.prog}: {stop or 'stopped'}\n")

@@ -32,9 +32,7 @@ The table at the end shows calibration: of the pairs where the model was 80% sur
 
 import argparse
 import math
-import time
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,20 +40,19 @@ import torch.nn.functional as F
 
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, collect_preferences
 from data import encode_pairs, pack_pairs, read_preferences
-from model import BadInput, Log, Muon, ScalarGPT, final_scores, generate, last_token, load_model, pick_device, run
-from model import sample_texts, save_model, set_lr
+from model import BadInput, Checkpoint, Log, Muon, ScalarGPT, add_common_options, average_gradients, final_scores
+from model import generate, last_token, load_model, mine, positive, run, sample_texts, save_model, set_lr, set_up
 
 parser = argparse.ArgumentParser("reward.py", description="Learn a reward model from preferences.")
 parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from (default: %(default)s)")
 parser.add_argument("--data", help="preference file (default: pairs of the model's own answers, made if missing)")
-parser.add_argument("--pairs", type=int, default=17_408, help="how many to collect if missing (default: %(default)s)")
+parser.add_argument("--pairs", type=positive(int), default=17_408, help="how many to collect if missing (default: %(default)s)")
 parser.add_argument("--out", default="runs/reward", help="directory for the checkpoint (default: %(default)s)")
-parser.add_argument("--practice", type=int, default=200, help="steps on free pairs, first (default: %(default)s)")
-parser.add_argument("--steps", type=int, help="steps on people's pairs (default: one pass over them)")
-parser.add_argument("--batch-size", type=int, default=64, help="pairs a step (default: %(default)s)")
-parser.add_argument("--lr", type=float, default=5e-3, help="peak rate; four times that in practice (default: %(default)s)")
-parser.add_argument("--seed", type=int, default=1, help="seed of the head and the order of the pairs (default: %(default)s)")
-parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
+parser.add_argument("--practice", type=int, default=300, help="steps on free pairs, first (default: %(default)s)")
+parser.add_argument("--steps", type=positive(int), help="steps on people's pairs (default: one pass over them)")
+parser.add_argument("--batch-size", type=positive(int), default=64, help="pairs a step (default: %(default)s)")
+parser.add_argument("--lr", type=positive(float), default=5e-3, help="peak rate; four times that in practice (default: %(default)s)")
+add_common_options(parser)
 
 
 def reward_loss(chosen, rejected):
@@ -105,11 +102,8 @@ def calibration(margin, bins=10):
 
 
 def main(args):
-    began = time.time()
-    device = pick_device(args.device)
-    torch.manual_seed(args.seed)
+    device = set_up(args)
     rng = np.random.default_rng(args.seed)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
 
     # The reward model starts as the reference, with one more block and a new head.
     tokenizer = Tokenizer.load(args.init)
@@ -121,8 +115,8 @@ def main(args):
     data = args.data or collect_preferences(args.init, answer, args.pairs)
     records = read_preferences(data)
     pairs, kept = encode_pairs(tokenizer, records, model.config.n_positions)
-    if len(pairs) < 20:
-        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few to learn from; give at least 20")
+    if len(pairs) < max(20, args.batch_size):
+        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few; give at least 20, and not less than --batch-size")
     n_val = min(1024, len(pairs) // 10)
     train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
     lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
@@ -140,28 +134,33 @@ def main(args):
     practice, steps = args.practice, args.steps or per_epoch
     epochs = math.ceil((practice + steps) / per_epoch)
     order = [rows for _ in range(epochs) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
-    log = Log(args.out, practice + steps, "reward")
-    for step, rows in enumerate(order[: practice + steps]):
-        batch = [pairs[i] for i in rows]
+    # People's pairs get a gentler rate than practice, and no momentum from before.
+    if args.compile:
+        model.transformer.compile(dynamic=True)
+    practice_optimizer, main_optimizer = Muon(model, 4 * args.lr), Muon(model, args.lr)
+    checkpoint = Checkpoint(args, rng, model=model, practice=practice_optimizer, main=main_optimizer)
+    log = Log(args.out, practice + steps, "reward", checkpoint.step)
+    for step in range(checkpoint.step, practice + steps):
+        batch = [pairs[i] for i in order[step]]
         if step < practice:  # what was chosen here is better than what was chosen elsewhere
-            hard = rng.random(len(batch)) < 2 * step / practice  # more and more look-alikes, then nothing else
+            hard = rng.random(len(batch)) < 3 * step / practice  # more and more look-alikes, then nothing else
             free = []
             for is_hard, (prompt, chosen, _), (_, other, _) in zip(hard, batch, batch[1:] + batch[:1]):
                 if is_hard:
                     other = look_alike(chosen, seen, rng) or other
                 free.append((prompt, chosen, other[: model.config.n_positions - len(prompt)]))
             batch = free
+        batch = mine(batch)
         final, summed = pair_scores(model, batch, device)
         loss = reward_loss(*final.unbind(1)).mean() + reward_loss(*summed.unbind(1)).mean()
-        if step == 0 and practice:
-            optimizer = Muon(model, 4 * args.lr)
-        if step == practice:  # people's pairs: a gentler rate, and no momentum from before
-            optimizer = Muon(model, args.lr)
         if step < practice:
+            optimizer = practice_optimizer
             set_lr(optimizer, step, practice, warmup=10, final=0.3)
         else:
+            optimizer = main_optimizer
             set_lr(optimizer, step - practice, steps, warmup=10)
         loss.backward()
+        loss = average_gradients(model.parameters(), loss, weight=len(batch))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -172,6 +171,8 @@ def main(args):
         elif step % 10 == 9:
             log(step + 1, loss=loss.item())
         log.bar.update()
+        if step + 1 < practice + steps:
+            checkpoint.save(step + 1)
 
     # Shift the scores to mean 0 on the reference's own answers.
     prompts = [pairs[i][0] for i in val]
@@ -179,11 +180,11 @@ def main(args):
         tokens, mask, _ = generate(reference, prompts, MAX_ANSWER_TOKENS, tokenizer.eos)
         model.shift(-final_scores(model, tokens, mask).mean())
 
-    save_model(model, args.out, tokenizer.eos, tokenizer.pad)
-    tokenizer.save(args.out)
-    best = best_accuracy(kept[-n_val:]) if "certainty" in kept[-1] else None
+    save_model(model, tokenizer, args.out)
+    checkpoint.finish()
+    best = best_accuracy(kept[-n_val:])
     log.close(val_accuracy=val_figures["val_accuracy"], best_accuracy=best, val_loss=val_figures["val_loss"],
-              seconds=time.time() - began)  # fmt: skip
+              seconds=checkpoint.seconds())  # fmt: skip
     print("how sure   how often right   pairs")
     for certainty, right, n in calibration(margin):
         print(f"{certainty:8.0%}{right:18.0%}{n:8}")

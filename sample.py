@@ -3,6 +3,7 @@
     python sample.py --prompt 'POST: It snowed all day. My cousin Uma hid my drum at school.\nTL;DR:'
     python sample.py                 # the same in a loop: type a prompt, read the answer
     python sample.py --compare       # pretrained and aligned models in one table
+    python sample.py --label 100     # be the volunteer yourself, then: python dpo.py --data runs/labels.jsonl
 
 The judge of the embedded world is asked here, after training, and by the volunteers. No training script
 sees it.
@@ -17,24 +18,28 @@ more at the same KL. A policy's share of the optimal gain is
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import MAX_ANSWER_TOKENS, Tokenizer, documents, judge
-from model import BadInput, generate, load_model, pick_device, run, sample_texts, token_log_probs
+from data import MAX_ANSWER_TOKENS, Tokenizer, documents, judge, read_preferences, read_text, write_text
+from model import BadInput, generate, load_model, positive, printable, run, sample_texts, set_up, token_log_probs
 
 parser = argparse.ArgumentParser("sample.py", description="Talk to a checkpoint, or compare checkpoints.")
-parser.add_argument("--init", default="runs/dpo", help="checkpoint to talk to (default: %(default)s)")
+parser.add_argument("--init", help="checkpoint to talk to (default: runs/dpo; with --label, runs/pretrain)")
 parser.add_argument("--prompt", help=r"answer this and stop; \n stands for a new line")
-parser.add_argument("--max-new-tokens", type=int, default=MAX_ANSWER_TOKENS, help="default: %(default)s")
+parser.add_argument("--max-new-tokens", type=positive(int), default=MAX_ANSWER_TOKENS, help="default: %(default)s")
 parser.add_argument("--temperature", type=float, default=1.0, help="0 always takes the likeliest (default: %(default)s)")
 parser.add_argument("--top-k", type=int, default=0, help="choose among the k likeliest tokens (default: all)")
 parser.add_argument("--top-p", type=float, default=1.0, help="choose among the likeliest with this mass (default: all)")
 parser.add_argument("--compare", nargs="*", metavar="DIR", help="score checkpoints, the reference first (default: those in runs/)")
-parser.add_argument("--prompts", type=int, default=64, help="held-out posts to compare on (default: %(default)s)")
-parser.add_argument("--answers", type=int, default=256, help="answers to each of them (default: %(default)s)")
+parser.add_argument("--prompts", type=positive(int), default=64, help="held-out posts to compare on (default: %(default)s)")
+parser.add_argument("--answers", type=positive(int), default=256, help="answers to each of them (default: %(default)s)")
+parser.add_argument("--label", type=positive(int), metavar="N", help="show N pairs of answers and let you choose")
+parser.add_argument("--labels", default="runs/labels.jsonl", help="file that your choices are added to (default: %(default)s)")
+parser.add_argument("--data", help="with --label: preference file to take the prompts from (default: new posts)")
 parser.add_argument("--json", action="store_true", help="print the comparison as one JSON list")
 parser.add_argument("--seed", type=int, default=1, help="seed of the sampling (default: %(default)s)")
 parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
@@ -91,6 +96,9 @@ def compare(args, device):
     if not directories:
         raise BadInput("runs/: no checkpoints there; run pretrain.py and dpo.py first")
     tokenizer = Tokenizer.load(directories[0])
+    for directory in directories[1:]:
+        if Tokenizer.load(directory) != tokenizer:
+            raise BadInput(f"{directory}: its tokenizer is not that of {directories[0]}, so they cannot be compared")
     models = [load_model(directory).to(device) for directory in directories]
     posts = [prompt for prompt, _, _ in documents(args.prompts, seed=[0, 3])]
     measured = []
@@ -129,17 +137,62 @@ def compare(args, device):
     for i, post in enumerate(posts[:5]):
         print(post)
         for directory, (texts, scores, _, _) in zip(directories, measured):
-            print(f"    {str(directory):18}{scores[i][0]:6.2f} {texts[i][0]}")
+            print(printable(f"    {str(directory):18}{scores[i][0]:6.2f} {texts[i][0]}"))
         print()
 
 
+def label(args, device):
+    """Two answers side by side; the user chooses. Each choice is a line in a preference file at once."""
+    init = args.init or "runs/pretrain"
+    tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
+    lines = read_text(args.labels).splitlines() if Path(args.labels).exists() else []
+    seen = {record["prompt"] for record in read_preferences(args.labels)} if lines else set()
+    if args.data:
+        prompts = [record["prompt"] for record in read_preferences(args.data)]
+    else:
+        prompts = [prompt for prompt, _, _ in documents(len(seen) + 3 * args.label, seed=[args.seed, 4])]
+    prompts = [prompt for prompt in dict.fromkeys(prompts) if prompt not in seen]
+    print(f"{args.labels}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. u: undo. q: stop and keep.\n")
+
+    def new_pairs():
+        for prompt in prompts:
+            first, second = sample_texts(model, tokenizer, [prompt] * 2, args.max_new_tokens, temperature=args.temperature)
+            if first != second:  # else there is nothing to choose
+                yield prompt, first, second
+
+    pairs, waiting, chosen_pairs = new_pairs(), [], []
+    while len(chosen_pairs) < args.label:
+        pair = waiting.pop() if waiting else next(pairs, None)
+        if pair is None:
+            break
+        prompt, *answers = pair
+        print(printable(f"{prompt}\n  1 {answers[0]}\n  2 {answers[1]}"))
+        print(f"[{len(chosen_pairs) + 1} of {args.label}] 1, 2, s, u, q> ", end="", flush=True)
+        key = (sys.stdin.readline() or "q").strip().lower()  # the end of the input is a q
+        print()
+        if key == "q":
+            break
+        if key in ("1", "2"):
+            chosen, rejected = answers if key == "1" else answers[::-1]
+            lines.append(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}, ensure_ascii=False))
+            chosen_pairs.append(pair)
+        elif key == "u" and chosen_pairs:
+            lines.pop()
+            waiting += [pair, chosen_pairs.pop()]
+        elif key != "s":
+            waiting.append(pair)  # ask again
+        write_text(args.labels, "".join(f"{line}\n" for line in lines))
+    print(f"{len(lines)} choices in {args.labels}. Learn from them: python dpo.py --init {init} --data {args.labels}")
+
+
 def main(args):
-    device = pick_device(args.device)
-    torch.manual_seed(args.seed)
+    device = set_up(args)
     if args.compare is not None:
         return compare(args, device)
-    tokenizer = Tokenizer.load(args.init)
-    model = load_model(args.init).to(device)
+    if args.label:
+        return label(args, device)
+    init = args.init or "runs/dpo"
+    tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
     while True:
         try:
             prompt = (args.prompt if args.prompt is not None else input("prompt> ")).replace(r"\n", "\n")

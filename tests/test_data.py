@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import data
-from data import Tokenizer, batches, documents, facts, judge, pad_rows, word_pattern, write_document
+from data import EOS, Tokenizer, batches, documents, facts, judge, pad_rows, word_pattern, write_document
+import model
 from model import BadInput
 
 # ----------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def test_merges_equal_a_slow_reference():
 def test_files_open_in_the_tokenizers_package(tokenizer, tmp_path):
     from tokenizers import ByteLevelBPETokenizer
 
-    tokenizer.save(tmp_path)
+    data.write_files(tmp_path, tokenizer.files())
     theirs = ByteLevelBPETokenizer.from_file(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     ours = Tokenizer.load(tmp_path)
     for text in HARD_TEXT + random_texts(1000, seed=1):
@@ -207,9 +208,13 @@ def test_a_vocabulary_below_256_bytes_is_refused():
     [
         (b"", "no preferences"),
         (b'{"prompt": "p", "chosen": "a"}\n', ':1: "rejected" is missing'),
-        (b'\n{"prompt": "p", "chosen": "a", "rejected": 7}\n', ':2: "rejected" is missing or not a text'),
+        (b'\n{"prompt": "p", "chosen": "a", "rejected": 7}\n', ':2: "rejected" is neither a text nor a list'),
         (b'{"prompt": "p", "chosen": "a", "rejected": "b"}\nnonsense\n', ":2: not JSON"),
-        (b"[1]\n", ":1: write an object"),
+        (b"[1]\n", "record 1: write an object"),
+        (b"[1, 2\n", "no JSON array"),
+        (b'{"chosen": "a", "rejected": "b"}\n', ':1: no "prompt" text'),
+        (b'{"prompt": "p", "chosen": "a", "rejected": "b", "certainty": "x"}\n', ':1: "certainty" is not'),
+        (b'{"chosen": [{"role": "user"}], "rejected": []}\n', ':1: "chosen" is a list, but not of'),
         (b"\n\xff\n", ":2: not UTF-8"),
     ],
 )
@@ -219,6 +224,56 @@ def test_bad_preference_files_are_refused_in_one_sentence(tmp_path, content, mes
     with pytest.raises(BadInput, match=message) as caught:
         data.read_preferences(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+CHAT = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+TURN = [{"role": "user", "content": "Joke?"}]
+SAY = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+SAID = "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Joke?\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": SAID, "chosen": " Ha.", "rejected": " No."},
+        {"chosen": SAID + " Ha.", "rejected": SAID + " No."},  # transcripts, as HH has them
+        {"chosen": CHAT + TURN + SAY("Ha."), "rejected": CHAT + TURN + SAY("No.")},  # whole chats
+        {"prompt": CHAT + TURN, "chosen": SAY("Ha."), "rejected": SAY("No.")},  # the prompt apart
+        {"prompt": CHAT + TURN, "chosen": CHAT + TURN + SAY("Ha."), "rejected": CHAT + TURN + SAY("No.")},
+    ],
+)
+def test_every_form_of_a_preference_is_the_same_pair(tmp_path, record):
+    expected = [{"prompt": SAID, "chosen": " Ha.", "rejected": " No."}] * 2
+    one = json.dumps(record)
+    for name, content in (
+        ("lines.jsonl", f"{one}\n\n{one}\n".encode()),
+        ("array.json", f"[{one},\n{one}]".encode()),
+        ("lines.jsonl.gz", data.gzip.compress(f"{one}\n{one}".encode())),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert data.read_preferences(tmp_path / name) == expected
+
+
+def test_transcripts_are_cut_at_the_last_turn_that_both_share():
+    record = data.canonical({"chosen": SAID + " A.\n\nHuman: B?\n\nAssistant: C.", "rejected": SAID + " D."})
+    assert record == {"prompt": SAID, "chosen": " A.\n\nHuman: B?\n\nAssistant: C.", "rejected": " D."}
+
+
+def test_text_read_in_pieces_is_tokenized_as_a_whole(tokenizer, tmp_path):
+    text = "".join(f"line {i},  spaced \n\n\t{'x' * (i % 7)}é\n" for i in range(400)) + EOS + "  two "
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "b.txt.gz").write_bytes(data.gzip.compress(b"three\n"))
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt.gz"]
+    assert len(list(data.read_chunks(paths, size=100))) > 50
+    small = lambda paths: read_chunks(paths, size=100)  # noqa: E731
+    read_chunks, data.read_chunks = data.read_chunks, small
+    try:
+        ids = data.encode_files(tokenizer, paths, tmp_path / "tokens.bin")
+    finally:
+        data.read_chunks = read_chunks
+    first, second = text.split(EOS)
+    expected = tokenizer.encode(first) + [tokenizer.eos] + tokenizer.encode(second) + [tokenizer.eos]
+    assert ids.tolist() == expected + tokenizer.encode("three\n") + [tokenizer.eos]
 
 
 def test_missing_file_and_broken_gzip(tmp_path):
@@ -266,7 +321,7 @@ def test_padding_and_mask_by_hand():
 def test_written_text_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     data.write_text(path, json.dumps([1]))
-    monkeypatch.setattr(data.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("killed")))
-    with pytest.raises(OSError):
+    monkeypatch.setattr(model.os, "fsync", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(BadInput, match="full"):
         data.write_text(path, "half")
     assert path.read_text() == "[1]"

@@ -1,5 +1,8 @@
+import errno
 import json
 import math
+import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +11,11 @@ import torch
 import model as M
 from data import Tokenizer, documents, pad_rows
 from model import GPT, BadInput, Cache, Config, Muon, ScalarGPT, generate, load_model, orthogonalize, save_model
-from model import filter_logits, read_safetensors, set_lr, token_log_probs, write_safetensors
+from model import filter_logits, read_safetensors, safetensors_bytes, set_lr, token_log_probs, write_files
 
 CONFIG = Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
 EOS = 60
+NO_TEXT = SimpleNamespace(eos=EOS, pad=59, files=dict)  # a tokenizer without files
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ TOKENS = torch.randint(0, 61, (3, 40), generator=torch.Generator().manual_seed(1
 def test_our_checkpoint_opens_in_transformers(gpt, tmp_path):
     from transformers import GPT2LMHeadModel
 
-    save_model(gpt, tmp_path, eos=EOS, pad=0)
+    save_model(gpt, NO_TEXT, tmp_path)
     theirs, info = GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert torch.allclose(theirs.eval()(TOKENS).logits, gpt(TOKENS), atol=1e-4)
@@ -57,7 +61,7 @@ def test_scalar_checkpoint_opens_in_transformers_with_the_same_scores(tmp_path):
 
     torch.manual_seed(0)
     ours = ScalarGPT(CONFIG)
-    save_model(ours, tmp_path, eos=EOS, pad=59)
+    save_model(ours, NO_TEXT, tmp_path)
     theirs, info = GPT2ForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and theirs.num_labels == 1
     tokens = TOKENS.clone().clamp(max=58)
@@ -74,8 +78,7 @@ def test_tokenizer_files_open_in_transformers(tmp_path):
 
     texts = [p + r for p, r, _ in documents(100, seed=0)]
     ours = Tokenizer.train(texts, 400)
-    ours.save(tmp_path)
-    save_model(GPT(Config(len(ours.vocab), 16, 8, 1, 1)), tmp_path, ours.eos, ours.pad)
+    save_model(GPT(Config(len(ours.vocab), 16, 8, 1, 1)), ours, tmp_path)
     theirs = GPT2TokenizerFast.from_pretrained(tmp_path)
     assert [theirs(t)["input_ids"] for t in texts[:20]] == [ours.encode(t) for t in texts[:20]]
     assert theirs.eos_token_id == ours.eos
@@ -83,17 +86,17 @@ def test_tokenizer_files_open_in_transformers(tmp_path):
 
 @torch.no_grad()
 def test_a_language_model_becomes_a_reward_model_with_a_new_head(gpt, tmp_path):
-    save_model(gpt, tmp_path, EOS, 0)
+    save_model(gpt, NO_TEXT, tmp_path)
     scalar = load_model(tmp_path, ScalarGPT, new_head=True)
     assert torch.equal(scalar.transformer(TOKENS), gpt.transformer(TOKENS))
     assert scalar.score.weight.std().item() == pytest.approx(1 / math.sqrt(33), rel=0.5)
 
 
 def test_weights_of_another_shape_are_refused(gpt, tmp_path):
-    save_model(gpt, tmp_path, EOS, 0)
+    save_model(gpt, NO_TEXT, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
-    with pytest.raises(BadInput, match="do not fit"):
+    with pytest.raises(BadInput, match="larger model|do not fit"):
         load_model(tmp_path)
     with pytest.raises(BadInput, match="no checkpoint"):
         load_model(tmp_path / "nowhere")
@@ -106,7 +109,7 @@ def test_bad_configurations_and_tokenizers_are_refused_in_one_sentence(tmp_path,
         load_model(tmp_path)
     (tmp_path / "vocab.json").write_text(content)
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(BadInput, match="no GPT-2 tokenizer"):
+    with pytest.raises(BadInput, match="vocab.json: not a GPT-2 vocabulary|vocab.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(vars(CONFIG)))
     with pytest.raises(BadInput, match="model.safetensors: cannot be read"):
@@ -270,7 +273,7 @@ def test_safetensors_both_ways(tmp_path):
     from safetensors.torch import load_file, save_file
 
     tensors = {"a": torch.randn(3, 5), "b": torch.randn(7), "t": torch.randn(4, 2).T}
-    write_safetensors(tmp_path / "ours", tensors)
+    write_files(tmp_path, {"ours": safetensors_bytes(tensors)})
     theirs = load_file(tmp_path / "ours")
     assert theirs.keys() == tensors.keys() and all(torch.equal(theirs[n], t) for n, t in tensors.items())
     half = {n: t.contiguous().to(torch.bfloat16) for n, t in tensors.items()}
@@ -279,7 +282,7 @@ def test_safetensors_both_ways(tmp_path):
 
 
 def test_a_cut_safetensors_file_is_refused(tmp_path):
-    write_safetensors(tmp_path / "file", {"a": torch.randn(30)})
+    write_files(tmp_path, {"file": safetensors_bytes({"a": torch.randn(30)})})
     raw = (tmp_path / "file").read_bytes()
     for n in (0, 5, 20, len(raw) - 3):
         (tmp_path / "cut").write_bytes(raw[:n])
@@ -288,8 +291,59 @@ def test_a_cut_safetensors_file_is_refused(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    write_safetensors(tmp_path / "file", {"a": torch.ones(3)})
-    monkeypatch.setattr(M.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("killed")))
-    with pytest.raises(OSError):
-        write_safetensors(tmp_path / "file", {"a": torch.zeros(3)})
+    write_files(tmp_path, {"file": safetensors_bytes({"a": torch.ones(3)}), "other": b"old"})
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(M.os, "fsync", lambda *a: (_ for _ in ()).throw(full))
+    with pytest.raises(BadInput, match=r"No space left on device\); what was saved before is untouched"):
+        write_files(tmp_path, {"other": b"new", "file": safetensors_bytes({"a": torch.zeros(3)})})
     assert read_safetensors(tmp_path / "file")["a"].tolist() == [1, 1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other"]
+    assert (tmp_path / "other").read_bytes() == b"old"
+
+
+def crafted(header, body=b""):
+    """A safetensors file with any header, an object or raw bytes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def entry(start, end, shape, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        struct.pack("<Q", 2**62) + b"{}",  # the header claims more than the file has
+        struct.pack("<Q", 50) + b"{}",
+        crafted(b"nonsense"),
+        crafted(b"[" * 10_000),
+        crafted([]),
+        crafted({"a": 1}),
+        crafted({"a": entry(0, 8, [3])}, bytes(8)),  # 3 numbers are 12 bytes
+        crafted({"a": entry(0, 400, [100])}, bytes(8)),  # outside the file
+        crafted({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, bytes(12)),  # overlap
+        crafted({"a": entry(4, 8, [1])}, bytes(8)),  # a gap
+        crafted({"a": entry(0, 4, [1])}, bytes(8)),  # bytes that nobody names
+        crafted({"a": entry(0, 4, [-1, -1])}, bytes(4)),
+        crafted({"a": entry(0, 4, [1], "Q7")}, bytes(4)),
+        crafted({"a": entry(0, 4, [2**40, 2**40])}, bytes(4)),
+    ],
+)
+def test_a_safetensors_file_that_lies_is_refused(tmp_path, raw):
+    (tmp_path / "file").write_bytes(raw)
+    with pytest.raises(BadInput, match="file: not a whole safetensors file"):
+        read_safetensors(tmp_path / "file")
+
+
+def test_a_configuration_that_asks_for_more_than_there_is_costs_no_memory(gpt, tmp_path):
+    save_model(gpt, NO_TEXT, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name, value in (("vocab_size", 10**12), ("n_layer", 10**6), ("n_positions", 10**12)):
+        (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(BadInput, match="larger model"):
+            load_model(tmp_path)
+    for name, value in (("model_type", "llama"), ("n_head", 5), ("n_layer", 0), ("activation_function", "relu")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(BadInput, match="config.json"):
+            load_model(tmp_path)

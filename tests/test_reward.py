@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_shift_adds_a_constant_to_every_score(model):
 def test_an_extra_block_starts_as_the_identity(tmp_path):
     torch.manual_seed(0)
     gpt = GPT(CONFIG)
-    save_model(gpt, tmp_path, eos=10, pad=0)
+    save_model(gpt, SimpleNamespace(eos=10, pad=0, files=dict), tmp_path)
     tokens = torch.randint(0, 11, (4, 12))
     grown = load_model(tmp_path, ScalarGPT, extra_layers=1, new_head=True)
     assert grown.config.n_layer == 3

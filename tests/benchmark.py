@@ -1,0 +1,256 @@
+"""How fast is it, and how near to what this machine can do?
+
+    python tests/benchmark.py            # the small size, some minutes
+    python tests/benchmark.py --large    # the large one as well, much longer
+
+Everything is timed in one run, ours and theirs in turns, so that a busy machine slows both alike. Theirs is
+`transformers` in a plain loop, and `trl`, where they are installed (`pip install transformers trl==1.12.0`,
+the last release with a PPO trainer). Share of peak: counted floating-point operations a second, over those
+of a large matrix product on the same machine. Nothing is asserted.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ |= {"TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import dpo  # noqa: E402
+import ppo  # noqa: E402
+import reward  # noqa: E402
+from data import Tokenizer  # noqa: E402
+from model import GPT, Config, Muon, ScalarGPT, generate, pick_device, save_model, token_log_probs  # noqa: E402
+
+parser = argparse.ArgumentParser("benchmark.py", description="Measure speed, side by side with other libraries.")
+parser.add_argument("--large", action="store_true", help="also 6 layers × 384, vocabulary 4,096, context 256")
+parser.add_argument("--seconds", type=float, default=6.0, help="time for each measurement and side (default: %(default)s)")
+parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
+args = parser.parse_args()
+device = pick_device(args.device)
+SIZES = {"4 x 128": Config(512, 128, 128, 4, 4), "6 x 384": Config(4096, 256, 384, 6, 6)}
+
+
+def in_turns(*works):
+    """Seconds per call of each work, the median of calls that alternate between them."""
+    for work in works:
+        work()  # warm up
+    times = [[] for _ in works]
+    end = time.time() + args.seconds * len(works)
+    while time.time() < end or len(times[0]) < 3:
+        for work, spent in zip(works, times):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            spent.append(time.perf_counter() - began)
+    return [float(np.median(spent)) for spent in times]
+
+
+def flops(c, tokens, context, logits=0):
+    """Operations of one forward pass: see `forward_flops` in notebooks/race.py."""
+    return tokens * c.n_layer * (24 * c.n_embd**2 + 4 * context * c.n_embd) + logits * 2 * c.n_embd * c.vocab_size
+
+
+def matmul_peak():
+    n = 2048
+    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
+    return 2 * n**3 / in_turns(lambda: a @ b)[0]
+
+
+def report(size, name, unit, amount, work, seconds, theirs=None, who=""):
+    line = f"{size:8} {name:16} {amount / seconds:10,.0f} {unit:12} {work / seconds / peak:6.0%} of peak"
+    print(line + (f"   {theirs / seconds:5.2f} times {who}" if theirs else ""), flush=True)
+
+
+def hf_model(config, kind="GPT2LMHeadModel", **how):
+    import transformers
+
+    sizes = {**vars(config), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **how}
+    return getattr(transformers, kind)(transformers.GPT2Config(**sizes)).to(device)
+
+
+def installed(name):
+    with contextlib.suppress(ImportError):
+        __import__(name)
+        return True
+    print(f"({name} is not installed, so it is left out)")
+    return False
+
+
+def pretraining(size, c, theirs):
+    B, T = 32, c.n_positions
+    tokens = torch.randint(0, c.vocab_size, (B, T), device=device)
+    mask = torch.ones(B, T, dtype=torch.bool, device=device)
+    mask[:, 0] = False
+    model = GPT(c).to(device)
+    optimizer = Muon(model, 1e-4)
+
+    def ours():
+        (-token_log_probs(model, tokens, mask).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    works = [ours]
+    if theirs:
+        other = hf_model(c)
+        adamw = torch.optim.AdamW(other.parameters(), 1e-4)
+
+        def plain_loop():
+            other(input_ids=tokens, labels=tokens).loss.backward()
+            torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+            adamw.step()
+            adamw.zero_grad()
+
+        works.append(plain_loop)
+    seconds = in_turns(*works)
+    report(size, "pretraining", "tokens/s", B * T, 3 * flops(c, B * T, T / 2, B * T), *seconds, who="a plain transformers loop")
+
+
+@torch.no_grad()
+def sampling(size, c, theirs):
+    B, P, N = 64, 32, 64
+    prompts = torch.randint(1, c.vocab_size, (B, P)).tolist()
+    model = GPT(c).to(device)
+    works = [lambda: generate(model, prompts, N, eos=-1)]  # no row ends early
+    if theirs:
+        other = hf_model(c).eval()
+        tokens = torch.tensor(prompts, device=device)
+        works.append(lambda: other.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True, top_k=0, max_new_tokens=N, min_new_tokens=N))
+    seconds = in_turns(*works)
+    report(size, "sampling", "tokens/s", B * N, flops(c, B * (P + N), (P + N) / 2, B * N), *seconds, who="transformers' generate")
+
+
+def random_pairs(c, n):
+    return [tuple(torch.randint(1, c.vocab_size, (32,)).tolist() for _ in range(3)) for _ in range(n)]
+
+
+def preference_training(size, c, theirs, kind):
+    """DPO with its reference pass, or a reward model, over n pairs, batch 32."""
+    n = 128 if c.n_embd < 256 else 32
+    pairs, model = random_pairs(c, n), GPT(c).to(device) if kind == "DPO" else ScalarGPT(c).to(device)
+    optimizer = Muon(model, 1e-4)
+    chunks = [pairs[i : i + 32] for i in range(0, n, 32)]
+
+    def ours():
+        if kind == "DPO":
+            with torch.no_grad():
+                reference = [dpo.pair_log_probs(model, chunk, device) for chunk in chunks]
+        for i, chunk in enumerate(chunks):
+            if kind == "DPO":
+                chosen, rejected = (dpo.pair_log_probs(model, chunk, device) - reference[i]).unbind(1)
+                loss = dpo.dpo_loss(chosen, rejected, 0.1).mean()
+            else:
+                loss = reward.reward_loss(*reward.pair_scores(model, chunk, device)[0].unbind(1)).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    works = [ours]
+    if theirs:
+        import trl
+        from datasets import Dataset
+
+        # Their trainers want text; a tokenizer that reads one character as one id gives the same lengths.
+        tokenizer = letters(c.vocab_size)
+        write = lambda ids: tokenizer.decode(ids)  # noqa: E731
+        rows = [{"prompt": write(p), "chosen": write(a[:-1]), "rejected": write(b[:-1])} for p, a, b in pairs]
+        shared = dict(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=32, report_to=[], save_strategy="no",
+                      disable_tqdm=True, max_length=96, num_train_epochs=1, use_cpu=device.type == "cpu", bf16=False,
+                      gradient_checkpointing=False, logging_strategy="no")  # fmt: skip
+        if kind == "DPO":
+            trainer = trl.DPOTrainer(hf_model(c), copy.deepcopy(hf_model(c)), trl.DPOConfig(**shared), train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        else:
+            head = hf_model(c, "GPT2ForSequenceClassification", num_labels=1)
+            trainer = trl.RewardTrainer(head, trl.RewardConfig(**shared), train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        works.append(lambda: quietly(trainer.train))
+    seconds = in_turns(*works)
+    forward = flops(c, n * 96, 48, n * 64 if kind == "DPO" else 0)
+    report(size, kind, "pairs/s", n, (4 if kind == "DPO" else 3) * forward, *seconds, who=f"TRL's {'DPO' if kind == 'DPO' else 'Reward'}Trainer")
+
+
+def letters(size):
+    """A tokenizer of theirs in which every character is one token."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {chr(0x4E00 + i): i for i in range(size)}
+    fast = Fast(models.WordLevel(vocab, unk_token=chr(0x4E00 + 1)))
+    fast.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=fast, eos_token=chr(0x4E00), pad_token=chr(0x4E00), unk_token=chr(0x4E00 + 1))
+
+
+def quietly(work):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return work()
+
+
+def ppo_iterations(size, c, theirs):
+    """Whole iterations of 64 answers: prompt 32, 32 new tokens, 4 epochs. Ours is ppo.py's own main."""
+    home = Path(tempfile.mkdtemp())
+    tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog " * 50], 280)
+    model = GPT(c)
+    model.transformer.wte.weight.data[tokenizer.eos] -= 1  # so that hardly a row ends early
+    for name, network in (("pretrain", model), ("reward", ScalarGPT(c))):
+        (home / name).mkdir()
+        save_model(network, tokenizer, home / name)
+    with open(home / "prompts.jsonl", "w") as file:
+        for i in range(300):
+            text = "".join(chr(97 + (i * 7 + j * j) % 26) for j in range(32))
+            file.write(f'{{"prompt": "{text}", "chosen": "a", "rejected": "b"}}\n')
+    options = f"--init {home}/pretrain --reward {home}/reward --data {home}/prompts.jsonl --out {home}/ppo --epochs 4 --batch-size 64 --seed 1"
+    ours = lambda steps: quietly(lambda: ppo.main(ppo.parser.parse_args([*options.split(), "--steps", str(steps), "--lr", "1e-5"])))  # noqa: E731
+    works = [lambda: ours(1), lambda: ours(3)]
+    if theirs:
+        from datasets import Dataset
+        from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+        head = lambda: hf_model(c, "GPT2ForSequenceClassification", num_labels=1)  # noqa: E731
+        rows = Dataset.from_list([{"input_ids": torch.randint(1, c.vocab_size, (32,)).tolist()} for _ in range(256)])
+
+        def trl_iterations(steps):
+            settings = PPOConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=64, gradient_accumulation_steps=1, num_mini_batches=1,
+                                 num_ppo_epochs=4, total_episodes=64 * steps, response_length=32, report_to=[], save_strategy="no", num_sample_generations=0,
+                                 use_cpu=device.type == "cpu", bf16=False, disable_tqdm=True, local_rollout_forward_batch_size=64)  # fmt: skip
+            reference = hf_model(c)
+            quietly(lambda: PPOTrainer(settings, letters(c.vocab_size), hf_model(c), reference, head(), rows, head(), eval_dataset=rows).train())
+
+        works += [lambda: trl_iterations(1), lambda: trl_iterations(3)]
+    times = in_turns(*works)
+    both = [times[1] - times[0], *([times[3] - times[2]] if theirs else [])]  # two iterations, without the setting up
+    forward, logits = flops(c, 128 * 64, 32), flops(c, 0, 0, 128 * 32)
+    work = 2 * (forward + logits) + 2 * forward + 4 * 3 * (2 * forward + logits)
+    report(size, "PPO", "answers/s", 128, work, *both, who="TRL's PPOTrainer")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    peak = matmul_peak()
+    print(f"{device}, {torch.get_num_threads()} threads, {peak / 1e9:,.0f} GFLOP/s in a large matrix product, {time.strftime('%Y-%m-%d')}")
+    has_hf, has_trl = installed("transformers"), installed("trl")
+    if has_hf:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+    for size, config in SIZES.items():
+        if size == "4 x 128" or args.large:
+            for work in (pretraining, sampling):
+                work(size, config, has_hf)
+            for kind in ("DPO", "reward model"):
+                preference_training(size, config, has_trl, kind)
+            ppo_iterations(size, config, has_trl)
