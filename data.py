@@ -286,11 +286,11 @@ def judge(prompt, response):
     −0.15 for each word over four. So "Hugo lost my kite." earns 3, the most there is.
     """
     right, words = facts(prompt), re.findall(r"\w+", response)
-    score = 0.15 * min(0, 4 - len(response.split()))
+    points = 0
     for kind, known in (("name", WORLD["name"] + WORLD["friend"]), ("verb", WORLD["verb"]), ("thing", WORLD["thing"])):
         for word in set(words) & set(known):
-            score += 1 if word == right.get(kind) else -1
-    return score
+            points += 1 if word == right.get(kind) else -1
+    return points + 0.15 * min(0, 4 - len(response.split()))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def transcript(key, value):
 def canonical(record):
     """A record of any accepted form as {"prompt", "chosen", "rejected", maybe "certainty"}, all texts.
 
-    Without "prompt", or where it is a chat, both answers are whole transcripts, and the prompt is what they
+    Without "prompt", or where answers are chats, both are whole transcripts, and the prompt is what they
     share up to an "\\n\\nAssistant:" (the form of HH, Bai et al. 2022). ValueError says what is wrong.
     """
     if not isinstance(record, dict):
@@ -368,7 +368,7 @@ def canonical(record):
         if key not in record:
             raise ValueError(f'"{key}" is missing')
     chosen, rejected = (transcript(key, record[key]) for key in ("chosen", "rejected"))
-    prompt = record.get("prompt")
+    prompt = None if isinstance(record["chosen"], list) and isinstance(record.get("prompt"), str) else record.get("prompt")
     if isinstance(prompt, list):
         said = transcript("prompt", prompt)
         chosen, rejected = (text if text.startswith(said) else said + text for text in (chosen, rejected))

@@ -19,7 +19,7 @@ one they like better. The pairs are kept in `runs/preferences.jsonl`: open it an
 
     python dpo.py
 
-takes a bit over a minute on two CPU cores. What you see while it runs, all on held-out pairs:
+takes about a minute on two CPU cores. What you see while it runs, all on held-out pairs:
     val_loss      falls from log 2 = 0.693, its value before the first step; no model can get below the volunteers' own noise
     val_accuracy  share of pairs where the chosen answer has the higher implicit reward β log(π / π_ref)
     margin        implicit reward of chosen − of rejected; grows from 0
@@ -123,6 +123,7 @@ def main(args):
     steps = args.steps or per_epoch
     epochs = math.ceil(steps / per_epoch)
     order = [rows for _ in range(epochs) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
+    mine(min(order, key=len))  # if a batch is too small for all processes, better to know now
     checkpoint = Checkpoint(args, rng, policy=policy, optimizer=optimizer)
     log = Log(args.out, steps, "dpo", checkpoint.step)
     for step in range(checkpoint.step, steps):
@@ -130,7 +131,7 @@ def main(args):
         chosen, rejected = log_ratios(rows)
         loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
         if step == 0 and args.loss == "dpo":  # policy and reference are still the same
-            assert abs(loss.item() - math.log(2)) < 1e-3, loss.item()
+            assert abs(loss.item() - math.log(2)) < (1e-3 if args.dtype == "float32" else 0.1), loss.item()
         set_lr(optimizer, step, steps, warmup=10)
         loss.backward()
         loss = average_gradients(policy.parameters(), loss, weight=len(rows))

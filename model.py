@@ -506,12 +506,13 @@ def load_model(directory, kind=GPT, extra_layers=0, new_head=False):
 # 5. Around every run
 
 
-def positive(kind):
-    """An argparse type: an int or a float above 0."""
+def positive(kind, or_zero=False):
+    """An argparse type: an int or a float above 0, or also 0."""
 
     def parse(text):
-        if not 0 < (value := kind(text)) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        value = kind(text)
+        if not (0 < value < math.inf or (or_zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"{text} is {'below' if or_zero else 'not above'} 0, or not finite")
         return value
 
     parse.__name__ = kind.__name__
@@ -529,11 +530,15 @@ def add_common_options(parser):
 
 def set_up(args):
     """Seed all chance, make the output directory, choose device and precision. Returns the device."""
+    args.began = time.time()
+    if "RANK" in os.environ and torch.cuda.is_available() and args.device in (None, "cuda"):
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise BadInput(f"more processes than the {torch.cuda.device_count()} GPUs here; lower --nproc_per_node")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device = pick_device(args.device)
     if "RANK" in os.environ and not torch.distributed.is_initialized():
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
+        if device.type == "mps":
+            raise BadInput("several processes cannot share an mps device; add --device cpu")
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if not is_first():
             sys.stdout = open(os.devnull, "w")
@@ -604,7 +609,7 @@ def average_gradients(parameters, loss, weight):
 
 
 class Checkpoint:
-    """What a run needs to go on after a stop: `OUT/resume.pt`, written every 50 steps and at Ctrl-C.
+    """What a run needs to go on after a stop: `OUT/resume.pt`, written after every 50 steps and at Ctrl-C.
 
     parts: models and optimizers by name. What else changes from step to step is given to `save` and comes
     back in `extra`. All chance (torch's and `rng`) is kept, so a run that was stopped and resumed ends with
@@ -613,8 +618,8 @@ class Checkpoint:
 
     def __init__(self, args, rng, **parts):
         self.path, self.rng, self.parts = Path(args.out, "resume.pt"), rng, parts
-        self.options = {name: value for name, value in vars(args).items() if name != "resume"}
-        self.began, self.step, self.extra, self.stopped = time.time(), 0, (), False
+        self.options = {name: value for name, value in vars(args).items() if name not in ("resume", "began")}
+        self.began, self.step, self.extra, self.stopped = args.began, 0, (), False
         if args.resume:
             self.load()
         if threading.current_thread() is threading.main_thread():
@@ -636,7 +641,7 @@ class Checkpoint:
                 part.load_state_dict(state["parts"][name])
             torch.set_rng_state(state["torch"])
             if torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["cuda"])
+                torch.cuda.set_rng_state(state["cuda"])
             self.rng.bit_generator.state = json.loads(state["numpy"])
             self.step, self.extra, self.began = state["step"], state["extra"], self.began - state["seconds"]
         except BadInput:
@@ -650,13 +655,17 @@ class Checkpoint:
 
     def save(self, step, extra=()):
         """After a step: save if it is time to, and end the run if Ctrl-C was pressed."""
+        if world_size() > 1:  # stop together
+            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+            torch.distributed.all_reduce(stopped := torch.tensor(int(self.stopped), device=device))
+            self.stopped = stopped.item() > 0
         if is_first() and (self.stopped or step % 50 == 0):
             file = io.BytesIO()
             torch.save({
                 "step": step, "seconds": self.seconds(), "options": self.options, "extra": extra,
                 "parts": {name: part.state_dict() for name, part in self.parts.items()},
                 "torch": torch.get_rng_state(), "numpy": json.dumps(self.rng.bit_generator.state),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             }, file)  # fmt: skip
             write_files(self.path.parent, {self.path.name: file.getvalue()})
         if self.stopped:
@@ -687,7 +696,7 @@ class Log:
         for name, value in figures.items():
             if not math.isfinite(value) and name != "explained_variance":
                 self.bar.close()
-                raise BadInput(f"step {step}: {name} is {value}, so the run stops; most often --lr is too high. The last good state is in resume.pt")
+                raise BadInput(f"step {step}: {name} is {value}, so the run stops; most often --lr is too high. What was saved before is untouched")
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()}, refresh=False)
         print(json.dumps({"step": step, **figures}), file=self.file, flush=True)
 

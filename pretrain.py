@@ -72,8 +72,10 @@ def load_files(args, rng):
     """The same of the user's own text: pieces of `block_size` tokens that begin anywhere. The end is held out."""
     if args.init:
         tokenizer = Tokenizer.load(args.init)
-    else:  # the first 16 MB tell enough about which words are frequent
-        tokenizer = Tokenizer.train(filter(None, itertools.islice(read_chunks(args.data), 16)), args.vocab_size)
+    else:  # the first 16 million characters tell enough about which words are frequent
+        pieces = (piece for piece in read_chunks(args.data) if piece)
+        so_far = itertools.accumulate(pieces, lambda n_and_piece, piece: (n_and_piece[0] + len(piece), piece), initial=(0, ""))
+        tokenizer = Tokenizer.train((piece for n, piece in itertools.takewhile(lambda x: x[0] < 17e6, so_far)), args.vocab_size)
     ids = encode_files(tokenizer, args.data, Path(args.out, "tokens.bin"))
     n_val = min(len(ids) // 10, 100_000) // args.block_size * args.block_size
     if n_val == 0:
@@ -93,8 +95,9 @@ def main(args):
         model = load_model(args.init).to(device)
     else:
         model = GPT(Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)).to(device)
-    if max(lengths) > model.config.n_positions:
-        raise BadInput(f"texts of {max(lengths)} tokens do not fit into a context of {model.config.n_positions}: see --block-size")
+    longest = max(*lengths, *map(len, val_rows))
+    if longest > model.config.n_positions or longest < 2:
+        raise BadInput(f"texts of {longest} tokens do not fit into a context of {model.config.n_positions}: see --block-size")
     if args.compile:
         model.transformer.compile(dynamic=True)
     optimizer = Muon(model, args.lr)
@@ -111,12 +114,13 @@ def main(args):
         return total / len(guessed), total / math.log(2) / n_bytes
 
     def show_sample():
-        prompt = val_rows[0][: MAX_ANSWER_TOKENS // 2] if args.data else tokenizer.encode(documents(1, seed=[0, 1])[0][0])
+        prompt = val_rows[0][: min(MAX_ANSWER_TOKENS, args.block_size) // 2] if args.data else tokenizer.encode(documents(1, seed=[0, 1])[0][0])
         how = {"temperature": 0.8, "generator": torch.Generator(device).manual_seed(0)} if args.data else {"temperature": 0}
         tokens, mask, _ = generate(model, [prompt], 3 * MAX_ANSWER_TOKENS, tokenizer.eos, **how)
         log.bar.write(printable(f"{tokenizer.decode(prompt)}{tokenizer.decode(tokens[mask])}\n"))
 
     order = batches(lengths, args.batch_size, rng)
+    mine(min(order, key=len))  # if a batch is too small for all processes, better to know now
     checkpoint = Checkpoint(args, rng, model=model, optimizer=optimizer)
     log = Log(args.out, args.steps, "pretrain", checkpoint.step)
     for step in range(checkpoint.step, args.steps):

@@ -31,9 +31,9 @@ parser = argparse.ArgumentParser("sample.py", description="Talk to a checkpoint,
 parser.add_argument("--init", help="checkpoint to talk to (default: runs/dpo; with --label, runs/pretrain)")
 parser.add_argument("--prompt", help=r"answer this and stop; \n stands for a new line")
 parser.add_argument("--max-new-tokens", type=positive(int), default=MAX_ANSWER_TOKENS, help="default: %(default)s")
-parser.add_argument("--temperature", type=float, default=1.0, help="0 always takes the likeliest (default: %(default)s)")
-parser.add_argument("--top-k", type=int, default=0, help="choose among the k likeliest tokens (default: all)")
-parser.add_argument("--top-p", type=float, default=1.0, help="choose among the likeliest with this mass (default: all)")
+parser.add_argument("--temperature", type=positive(float, or_zero=True), default=1.0, help="0 always takes the likeliest (default: %(default)s)")
+parser.add_argument("--top-k", type=positive(int, or_zero=True), default=0, help="choose among the k likeliest tokens (default: all)")
+parser.add_argument("--top-p", type=positive(float), default=1.0, help="choose among the likeliest with this mass (default: all)")
 parser.add_argument("--compare", nargs="*", metavar="DIR", help="score checkpoints, the reference first (default: those in runs/)")
 parser.add_argument("--prompts", type=positive(int), default=64, help="held-out posts to compare on (default: %(default)s)")
 parser.add_argument("--answers", type=positive(int), default=256, help="answers to each of them (default: %(default)s)")
@@ -49,7 +49,7 @@ def measure(policy, reference, tokenizer, posts, k, temperature=1.0):
     """k answers of the policy to each of P posts.
 
     Returns texts (P lists of k), the judge's scores (P, k), log π − log π_ref (P, k) and lengths (P, k)
-    in tokens. The mean of log π − log π_ref over the policy's own samples is its KL from the reference.
+    in tokens. At temperature 1 the mean of log π − log π_ref over these samples is the KL from the reference.
     """
     texts, scores, log_ratios, lengths = [], [], [], []
     for post in posts:
@@ -145,13 +145,16 @@ def label(args, device):
     """Two answers side by side; the user chooses. Each choice is a line in a preference file at once."""
     init = args.init or "runs/pretrain"
     tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
-    lines = read_text(args.labels).splitlines() if Path(args.labels).exists() else []
+    lines = [line for line in read_text(args.labels).split("\n") if line] if Path(args.labels).exists() else []
+    if lines and lines[0].startswith("["):
+        raise BadInput(f"{args.labels}: a JSON array, to which no line can be added; give another --labels file")
     seen = {record["prompt"] for record in read_preferences(args.labels)} if lines else set()
     if args.data:
         prompts = [record["prompt"] for record in read_preferences(args.data)]
     else:
         prompts = [prompt for prompt, _, _ in documents(len(seen) + 3 * args.label, seed=[args.seed, 4])]
-    prompts = [prompt for prompt in dict.fromkeys(prompts) if prompt not in seen]
+    room = model.config.n_positions - args.max_new_tokens
+    prompts = [p for p in dict.fromkeys(prompts) if p and p not in seen and len(tokenizer.encode(p)) < room]
     print(f"{args.labels}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. u: undo. q: stop and keep.\n")
 
     def new_pairs():
@@ -174,7 +177,7 @@ def label(args, device):
             break
         if key in ("1", "2"):
             chosen, rejected = answers if key == "1" else answers[::-1]
-            lines.append(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}, ensure_ascii=False))
+            lines.append(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}))
             chosen_pairs.append(pair)
         elif key == "u" and chosen_pairs:
             lines.pop()
@@ -200,7 +203,7 @@ def main(args):
             break
         if prompt:
             how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
-            print(prompt + sample_texts(model, tokenizer, [prompt], args.max_new_tokens, **how)[0])
+            print(printable(prompt + sample_texts(model, tokenizer, [prompt], args.max_new_tokens, **how)[0]))
         if args.prompt is not None:
             break
 

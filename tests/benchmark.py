@@ -205,7 +205,6 @@ def ppo_iterations(size, c, theirs):
     home = Path(tempfile.mkdtemp())
     tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog " * 50], 280)
     model = GPT(c)
-    model.transformer.wte.weight.data[tokenizer.eos] -= 1  # so that hardly a row ends early
     for name, network in (("pretrain", model), ("reward", ScalarGPT(c))):
         (home / name).mkdir()
         save_model(network, tokenizer, home / name)
@@ -213,7 +212,7 @@ def ppo_iterations(size, c, theirs):
         for i in range(300):
             text = "".join(chr(97 + (i * 7 + j * j) % 26) for j in range(32))
             file.write(f'{{"prompt": "{text}", "chosen": "a", "rejected": "b"}}\n')
-    options = f"--init {home}/pretrain --reward {home}/reward --data {home}/prompts.jsonl --out {home}/ppo --epochs 4 --batch-size 64 --seed 1"
+    options = f"--init {home}/pretrain --reward {home}/reward --data {home}/prompts.jsonl --out {home}/ppo --epochs 4 --batch-size 64 --seed 1 --device {device.type}"
     ours = lambda steps: quietly(lambda: ppo.main(ppo.parser.parse_args([*options.split(), "--steps", str(steps), "--lr", "1e-5"])))  # noqa: E731
     works = [lambda: ours(1), lambda: ours(3)]
     if theirs:

@@ -173,12 +173,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(home):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("pretrain --steps 0", "0 is not above 0"),
-        ("pretrain --lr nan", "nan is not above 0"),
+        ("pretrain --steps 0", "0 is not above 0, or not finite"),
+        ("pretrain --lr nan", "nan is not above 0, or not finite"),
         ("pretrain --n-head 3", "not a multiple of n_head"),
         ("pretrain --block-size 20", "do not fit into a context of 20"),
         ("pretrain --seed -1", "give 0 or more"),
-        ("dpo --beta 0", "0 is not above 0"),
+        ("dpo --beta 0", "0 is not above 0, or not finite"),
         ("dpo --batch-size 5000", "not less than --batch-size"),
         ("dpo --device mps", "there is none here"),
         ("ppo --beta -1", "must not be below 0"),
@@ -350,3 +350,64 @@ def test_two_processes_take_the_same_steps_as_one(home, name):
         for figure in ("loss", "val_loss", "score", "kl", "entropy"):
             if figure in a:
                 assert b[figure] == pytest.approx(a[figure], abs=1e-4), figure
+
+
+# ----------------------------------------------------------------------------------------------------
+# Files of the user's own
+
+
+@pytest.mark.parametrize("dtype, prefix", [("float32", "transformer."), ("float16", ""), ("bfloat16", "transformer.")])
+def test_a_gpt2_directory_from_elsewhere_is_a_valid_start(home, dtype, prefix):
+    """Written by `transformers` and `safetensors`: sampled from, aligned, scored with, and opened there again."""
+    import transformers
+    from safetensors.torch import save_file
+
+    theirs = Path("runs", f"theirs-{dtype}")
+    theirs.mkdir()
+    model.write_files(theirs, Tokenizer.load("runs/pretrain").files())
+    size = len(Tokenizer.load("runs/pretrain").vocab)
+    config = transformers.GPT2Config(vocab_size=size, n_positions=160, n_embd=16, n_layer=2, n_head=2)
+    gpt2 = transformers.GPT2LMHeadModel(config).to(getattr(torch, dtype))
+    config.save_pretrained(theirs)
+    weights = {n.replace("transformer.", prefix): t.contiguous() for n, t in gpt2.state_dict().items() if n != "lm_head.weight"}
+    weights[f"{prefix}h.0.attn.bias"] = torch.ones(1, 1, 160, 160, dtype=torch.uint8)  # old files keep their masks
+    save_file(weights, theirs / "model.safetensors")
+    call("dpo", "--init", theirs, "--data", "runs/preferences.jsonl", "--steps", 2, "--out", theirs / "dpo")
+    call("reward", "--init", theirs, "--data", "runs/preferences.jsonl", "--out", theirs / "reward")
+    call("pretrain", "--init", theirs, "--steps", 2, "--out", theirs / "more")
+    call("ppo", "--init", theirs, "--reward", theirs / "reward", "--data", "runs/preferences.jsonl", "--steps", 1, "--out", theirs / "ppo")
+    for name, kind in (("dpo", "GPT2LMHeadModel"), ("reward", "GPT2ForSequenceClassification"), ("ppo", "GPT2LMHeadModel")):
+        _, info = getattr(transformers, kind).from_pretrained(theirs / name, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_pretraining_on_text_of_ones_own(home, capsys):
+    """A text without any surprise: the loss must fall to almost nothing, in nats and in bits per byte."""
+    Path("a.txt").write_text("one two three four five six seven\n" * 400, encoding="utf-8")
+    Path("b.txt.gz").write_bytes(data.gzip.compress(b"one two three four five six seven\n" * 200))
+    call("pretrain", "--data", "a.txt", "b.txt.gz", "--out", "runs/text", "--block-size", 32, "--steps", 150, "--lr", 0.02)
+    final = json.loads(open("runs/text/metrics.jsonl").read().splitlines()[-1])
+    ids = np.memmap("runs/text/tokens.bin", dtype=np.uint16, mode="r")
+    tokenizer = Tokenizer.load("runs/text")
+    assert tokenizer.decode(ids) == "one two three four five six seven\n" * 600 and (ids == tokenizer.eos).sum() == 2
+    assert final["val_loss"] < 0.3 and final["entropy"] is None
+    ours = final["val_loss"] / np.log(2) * len(ids) / (600 * 34)  # tokens are about as long everywhere
+    assert final["bits_per_byte"] == pytest.approx(ours, rel=0.1)
+    Path("short.txt").write_text("too short", encoding="utf-8")
+    with pytest.raises(BadInput, match="short.txt: .* too few"):
+        call("pretrain", "--data", "short.txt", "--out", "runs/short", "--block-size", 32)
+    Path("latin.txt").write_bytes("fine\nça\n".encode("latin-1"))
+    with pytest.raises(BadInput, match="latin.txt:2: not UTF-8"):
+        call("pretrain", "--data", "latin.txt", "--out", "runs/short")
+    with pytest.raises(BadInput, match="nothing.txt: cannot be read"):
+        call("pretrain", "--data", "nothing.txt", "--out", "runs/short")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_bfloat16_stays_near_float32(home, name):
+    call(name, "--out", f"runs/{name}-bf16", "--dtype", "bfloat16", *(["--block-size", 160] if name == "pretrain" else []))
+    call(name, "--out", f"runs/{name}-fp32", *(["--block-size", 160] if name == "pretrain" else []))
+    low, full = (json.loads(open(f"runs/{name}-{kind}/metrics.jsonl").read().splitlines()[0]) for kind in ("bf16", "fp32"))
+    figure = "score" if name == "ppo" else "loss"
+    assert low[figure] != full[figure]  # it did something
+    assert low[figure] == pytest.approx(full[figure], abs=0.1)
