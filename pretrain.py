@@ -124,6 +124,8 @@ def main(args):
     checkpoint = Checkpoint(args, rng, model=model, optimizer=optimizer)
     log = Log(args.out, args.steps, "pretrain", checkpoint.step)
     for step in range(checkpoint.step, args.steps):
+        if step == 0:
+            show_sample()
         # The first token has nothing before it, so it plays the prompt, and the rest is to be guessed.
         rows = [train_row(i) for i in mine(order[step])]
         tokens, mask = pad_rows([row[:1] for row in rows], [row[1:] for row in rows], device)
