@@ -283,13 +283,14 @@ def table(results):
         ("DPO is three to six times cheaper", "three to six times (the press)",
          f"seconds {ratio('seconds')} times, FLOPs {ratio('flops')} times"),
         ("It is at least as good at summarising", "wins 61% against 57% for PPO, temperature 0",
-         f"{of('dpo/temperature0', 'win_rate')} against {of('ppo/temperature0', 'win_rate')}"),
+         f"wins against the pretrained model, temperature 1: {of('dpo', 'win_rate')}, PPO {of('ppo', 'win_rate')}"),
         ("It gets more reward at the same KL", "its frontier lies above PPO's, even with the true reward",
          f"share of the optimal gain {of('dpo')}, PPO {of('ppo')}, PPO with the judge itself {100 * judged['seed1/ppo-judge']['share']:.1f}% (one seed)"),
         ("PPO suffers from temperature, DPO hardly", "at temperature 1 PPO falls to the level of the base model",
-         f"wins at temperature 1: {of('dpo', 'win_rate')} against {of('ppo', 'win_rate')}"),
+         "wins at temperature 0 and 1: " + ", ".join(f"{name} {of(f'{m}/temperature0', 'win_rate')} and {of(f'{m}/temperature1', 'win_rate')}"
+                                                     for name, m in (("DPO", "dpo"), ("PPO", "ppo"), ("pretrained", "pretrain")))),
         ("It carries over to other text", "CNN/DailyMail: wins 36% against 26%",
-         f"longer posts, new names: share {of('dpo/shifted')} against {of('ppo/shifted')}"),
+         f"longer posts, new names: {of('dpo/shifted', 'win_rate')} against {of('ppo/shifted', 'win_rate')}"),
         ("The policy conceals a reward model", "a theorem", f"predicts {accuracy('dpo')} of the choices, `reward.py` {accuracy('reward')}, best possible {best}"),
     ]  # fmt: skip
     return "\n".join(["| claim | the paper | here, mean ± standard deviation of three seeds |", "| --- | --- | --- |",
