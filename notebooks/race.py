@@ -2,7 +2,7 @@
 
     python notebooks/race.py
 
-takes about an hour and a half on two CPU cores and writes `notebooks/race.json`. A run that is finished is
+takes between one and two hours on two CPU cores and writes `notebooks/race.json`. A run that is finished is
 not repeated, so it may be stopped and started again; checkpoints go to `runs/race/`. To start afresh,
 remove `runs/race/` and the file.
 
