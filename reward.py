@@ -134,9 +134,9 @@ def main(args):
     practice, steps = args.practice, args.steps or per_epoch
     epochs = math.ceil((practice + steps) / per_epoch)
     order = [rows for _ in range(epochs) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
-    # People's pairs get a gentler rate than practice, and no momentum from before.
     if args.compile:
         model.transformer.compile(dynamic=True)
+    # People's pairs get a gentler rate than practice, and no momentum from before.
     practice_optimizer, main_optimizer = Muon(model, 4 * args.lr), Muon(model, args.lr)
     mine(min(order, key=len))  # if a batch is too small for all processes, better to know now
     checkpoint = Checkpoint(args, rng, model=model, practice=practice_optimizer, main=main_optimizer)
