@@ -40,10 +40,14 @@ class Config:
     n_embd: int = 128
     n_layer: int = 2
     n_head: int = 4
+    activation_function: str = "gelu"  # GPT-2 itself has "gelu_new", an approximation that takes thrice as long
 
     def __post_init__(self):
-        if min(vars(self).values()) < 1 or self.n_embd % self.n_head:
+        sizes = [self.vocab_size, self.n_positions, self.n_embd, self.n_layer, self.n_head]
+        if min(sizes) < 1 or self.n_embd % self.n_head:
             raise BadInput(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}, or a size is below 1")
+        if self.activation_function not in ("gelu", "gelu_new"):
+            raise BadInput(f"activation_function is {self.activation_function!r}, not 'gelu' or 'gelu_new'")
 
 
 class Attention(nn.Module):
@@ -57,7 +61,8 @@ class Attention(nn.Module):
 
     def forward(self, x, cache, layer, visible):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, H, everything so far, D)
         # With a cache, a single new token may look at all of it; otherwise mask the future.
@@ -70,9 +75,10 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.approximate = "tanh" if config.activation_function == "gelu_new" else "none"
 
     def forward(self, x):
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
 
 
 class Block(nn.Module):
@@ -83,8 +89,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache, layer, visible):
+    def forward(self, x, cache, layer, visible, wanted):
         x = x + self.attn(self.ln_1(x), cache, layer, visible)
+        if wanted is not None:
+            x = x.flatten(0, 1).index_select(0, wanted)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -105,15 +113,17 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, tokens, cache=None, layout=None):
+    def forward(self, tokens, cache=None, layout=None, wanted=None):
         """`layout` is for rows that are not one text from left to right, see `data.pack_pairs`: positions
         (B, T), and which tokens each token may look at (B, 1, T, T).
+        `wanted`: the result is asked for at these of the B·T places only, and is (N, C). The last block then
+        lets go of all others once they have been looked at. A prompt is mostly others: a third of the work.
         """
         start = cache.length if cache else 0
         positions, visible = layout or (torch.arange(start, start + tokens.shape[1], device=tokens.device), None)
         x = self.wte(tokens) + self.wpe(positions)
         for layer, block in enumerate(self.h):
-            x = block(x, cache, layer, visible)
+            x = block(x, cache, layer, visible, wanted if layer == len(self.h) - 1 else None)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.ln_f(x)
@@ -164,9 +174,9 @@ class ScalarGPT(nn.Module):
         self.score = nn.Linear(config.n_embd, 1, bias=False)
         nn.init.normal_(self.score.weight, std=1 / math.sqrt(config.n_embd + 1))  # Stiennon et al. 2020
 
-    def forward(self, tokens, layout=None):
+    def forward(self, tokens):
         """Token ids (B, T) to scores (B, T); the one at t has read the tokens up to t."""
-        return self.score(self.transformer(tokens, layout=layout)).squeeze(-1)
+        return self.score(self.transformer(tokens)).squeeze(-1)
 
     @torch.no_grad()
     def shift(self, amount):
@@ -185,9 +195,10 @@ def token_log_probs(model, tokens, mask, layout=None):
     tokens, mask and the result are all (B, T), so the same mask selects a token and its log-probability.
     Position 0 has nothing before it and must not be masked in. Logits are made only where they are asked.
     """
-    hidden = model.transformer(tokens, layout=layout)[:, :-1][mask[:, 1:]]  # (N, C), N tokens under the mask
+    places = mask.flatten().nonzero().squeeze(1)  # (N,), N tokens under the mask
+    hidden = model.transformer(tokens, layout=layout, wanted=places - 1)  # (N, C), from one token before
     log_probs = F.log_softmax(model.logits(hidden).float(), dim=-1)  # (N, V)
-    chosen = log_probs.gather(1, tokens[:, 1:][mask[:, 1:]][:, None]).squeeze(1)  # (N,)
+    chosen = log_probs.gather(1, tokens.flatten()[places, None]).squeeze(1)  # (N,)
     return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, chosen)
 
 
@@ -198,13 +209,15 @@ def last_token(mask):
 
 def final_scores(model, tokens, mask):
     """A `ScalarGPT`'s score (B,) at the last token under the mask (B, T): the whole text has been read."""
-    return model.score(model.transformer(tokens)[last_token(mask)]).squeeze(1)
+    places = last_token(mask).flatten().nonzero().squeeze(1)
+    return model.score(model.transformer(tokens, wanted=places)).squeeze(1)
 
 
 def token_values(model, tokens, mask):
     """A `ScalarGPT`'s guess (B, T) before token t is written, so from what stands before it; 0 off the mask."""
-    values = model.score(model.transformer(tokens[:, :-1])).squeeze(-1)  # (B, T - 1)
-    return torch.cat([torch.zeros_like(values[:, :1]), values], dim=1) * mask
+    places = mask.flatten().nonzero().squeeze(1)
+    values = model.score(model.transformer(tokens, wanted=places - 1)).squeeze(1)  # (N,)
+    return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, values.float())
 
 
 def filter_logits(logits, top_k, top_p):
@@ -248,7 +261,7 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     cache = Cache(model.config, len(rows), T, device)
     start = min(map(len, prompts))
     forward = model.transformer.forward  # as it is, not compiled: every step has another shape
-    hidden = forward(tokens[rows, :start], cache)[:, -1]  # (B, C)
+    hidden = forward(tokens[rows, :start], cache, wanted=torch.arange(1, len(rows) + 1, device=device) * start - 1)  # (B, C)
     for t in range(start, T):
         logits = model.logits(hidden).float()
         if temperature > 0:
@@ -311,14 +324,15 @@ def orthogonalize(G):
     tall = G.shape[-2] > G.shape[-1]
     X = G.mT if tall else G
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is over 1
-    # Each step is X <- (a + b A + c A²) X with A = X Xᵀ, the smaller square. So the steps can be taken on
-    # A alone, and X is multiplied once, by all factors together. That is 1.6 times as fast.
+    # Each step is X <- P X with P = a + b A + c A² and A = X Xᵀ, the smaller square. So the steps can be taken
+    # on A alone, and X is multiplied once, by all P together. That is 1.6 times as fast.
     A, I = X @ X.mT, torch.eye(X.shape[-2], device=X.device)
-    Q = I
-    for _ in range(5):
+    product = P = a * I + b * A + c * A @ A
+    for _ in range(4):
+        A = P @ A @ P
         P = a * I + b * A + c * A @ A
-        Q, A = P @ Q, P @ A @ P
-    X = Q @ X
+        product = P @ product
+    X = product @ X
     return X.mT if tall else X
 
 
@@ -448,7 +462,7 @@ def save_model(model, tokenizer, directory):
         for name, tensor in model.state_dict().items()
     }  # fmt: skip
     config = {"architectures": [model.architecture], "model_type": "gpt2", **vars(model.config),
-              "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+              "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
               "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
               "bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}  # fmt: skip
     if isinstance(model, ScalarGPT):
@@ -468,8 +482,9 @@ def load_model(directory, kind=GPT, extra_layers=0, new_head=False):
         raise BadInput(f"{directory}: no checkpoint there (config.json is missing); run pretrain.py first?")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        config = Config(**{name: int(found[name]) for name in Config.__dataclass_fields__})
-        others = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_inner": None,
+        sizes = {name: int(found[name]) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+        config = Config(**sizes, activation_function=found.get("activation_function", "gelu_new"))
+        others = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "n_inner": None,
                   "scale_attn_weights": True, "tie_word_embeddings": True}  # fmt: skip
         for name, value in others.items():
             if found.get(name, value) not in (value, *([4 * config.n_embd] if name == "n_inner" else [])):

@@ -86,7 +86,9 @@ def pair_scores(model, pairs, device):
     Returns r(x, y), read at the last token, and the sum over all of the answer's tokens, (B, 2) each.
     """
     tokens, masks, layout = pack_pairs(pairs, device)  # masks: (2, B, T)
-    scores = model(tokens, layout) * masks  # (2, B, T)
+    places = masks.any(0).flatten().nonzero().squeeze(1)  # (N,), all tokens of answers
+    scores = model.score(model.transformer(tokens, layout=layout, wanted=places)).squeeze(1).float()  # (N,)
+    scores = torch.zeros(tokens.shape, device=device).masked_scatter(masks.any(0), scores) * masks  # (2, B, T)
     return scores[last_token(masks)].view(2, -1).T, scores.sum(-1).T
 
 

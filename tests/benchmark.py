@@ -77,7 +77,7 @@ def report(size, name, unit, amount, work, seconds, theirs=None, who=""):
 def hf_model(config, kind="GPT2LMHeadModel", **how):
     import transformers
 
-    sizes = {**vars(config), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes = {**vars(config), "activation_function": "gelu_new", "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **how}
     return getattr(transformers, kind)(transformers.GPT2Config(**sizes)).to(device)
 

@@ -48,7 +48,7 @@ def test_our_checkpoint_opens_in_transformers(gpt, tmp_path):
 def test_their_checkpoint_opens_here(tmp_path, dtype, atol):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__}
+    sizes = vars(CONFIG) | {"activation_function": "gelu_new"}  # as GPT-2 has it
     theirs = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.2)).to(dtype)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
@@ -127,6 +127,19 @@ def test_cached_equals_uncached_token_by_token(gpt):
     got = [gpt.logits(gpt.transformer(TOKENS[:, :5], cache))]  # five at once, then one by one
     got += [gpt.logits(gpt.transformer(TOKENS[:, t : t + 1], cache)) for t in range(5, 40)]
     assert torch.allclose(torch.cat(got, dim=1), expected, atol=1e-5)
+
+
+def test_wanted_places_and_their_gradients_are_the_same_as_among_all(gpt):
+    wanted = torch.tensor([3, 39, 40, 77])
+    weight = torch.randn(4, 32)
+    runs = []
+    for hidden in (gpt.transformer(TOKENS, wanted=wanted), gpt.transformer(TOKENS).view(120, 32)[wanted]):
+        gpt.zero_grad()
+        (hidden * weight).sum().backward()
+        runs.append((hidden, [p.grad.clone() for p in gpt.parameters()]))
+    assert torch.allclose(runs[0][0], runs[1][0], atol=1e-5)
+    for some, every in zip(runs[0][1], runs[1][1]):
+        assert torch.allclose(some, every, rtol=1e-4, atol=1e-4 * every.abs().max().item())
 
 
 @torch.no_grad()
