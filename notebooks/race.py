@@ -39,13 +39,15 @@ WITH_JUDGE = "import data, ppo; ppo.REWARDS['judge'] = data.judge; ppo.main(ppo.
 # What a method costs, by formula
 
 
-def forward_flops(config, tokens, context, logits=0):
+def forward_flops(config, tokens, context, wanted, logits=True):
     """Floating-point operations to read `tokens` tokens, each of which looks back at `context` others on
-    average, and to make `logits` rows of logits: two for each weight that is met, two for each product
-    in attention (queries with keys, then weights with values).
+    average: two for each weight that is met, two for each product in attention (queries with keys, then
+    weights with values). `wanted` of them are asked for: the last block's MLP skips the others, and only
+    these are turned into logits.
     """
-    per_token = config.n_layer * (2 * 12 * config.n_embd**2 + 4 * context * config.n_embd)
-    return tokens * per_token + logits * 2 * config.n_embd * config.vocab_size
+    C = config.n_embd
+    blocks = tokens * config.n_layer * (2 * 12 * C**2 + 4 * context * C) - (tokens - wanted) * 2 * 8 * C**2
+    return blocks + logits * wanted * 2 * C * config.vocab_size
 
 
 def training_flops(config, pairs, method, steps, practice=0, epochs=2):
@@ -55,18 +57,18 @@ def training_flops(config, pairs, method, steps, practice=0, epochs=2):
     `steps` are of 64 pairs; for PPO they are iterations of 128 answers.
     """
     prompt, answer = (np.mean([f(pair) for pair in pairs]) for f in (lambda p: len(p[0]), lambda p: len(p[1] + p[2]) / 2))
-    one = lambda n, c=config, logits=answer: n * forward_flops(c, prompt + answer, (prompt + answer) / 2, logits)
-    both = lambda n, c=config, logits=answer: n * forward_flops(c, prompt + 2 * answer, (prompt + answer) / 2, 2 * logits)
+    one = lambda n, c=config, logits=True: n * forward_flops(c, prompt + answer, (prompt + answer) / 2, answer, logits)
+    both = lambda n, c=config, logits=True: n * forward_flops(c, prompt + 2 * answer, (prompt + answer) / 2, 2 * answer, logits)
     if method == "pairs":  # two answers to each post
         return one(2 * len(pairs))
     if method == "dpo":  # the reference once, then training
         return both(len(pairs)) + 3 * both(64 * steps)
     larger = type(config)(**{**vars(config), "n_layer": config.n_layer + 1})  # the reward model has one more block
     if method == "reward":
-        return 3 * both(64 * (practice + steps), larger, 0)
+        return 3 * both(64 * (practice + steps), larger, False)
     # PPO: the policy writes, the reference reads, the reward model and the critic read; then both train
-    rollout = one(2 * 128 * steps) + one(2 * 128 * steps, larger, 0)
-    return rollout + 3 * epochs * (one(128 * steps) + one(128 * steps, larger, 0))
+    rollout = one(2 * 128 * steps) + one(2 * 128 * steps, larger, False)
+    return rollout + 3 * epochs * (one(128 * steps) + one(128 * steps, larger, False))
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 os.environ |= {"TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "notebooks")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -30,6 +31,7 @@ import ppo  # noqa: E402
 import reward  # noqa: E402
 from data import Tokenizer  # noqa: E402
 from model import GPT, Config, Muon, ScalarGPT, generate, pick_device, save_model, token_log_probs  # noqa: E402
+from race import forward_flops  # noqa: E402
 
 parser = argparse.ArgumentParser("benchmark.py", description="Measure speed, side by side with other libraries.")
 parser.add_argument("--large", action="store_true", help="also 6 layers × 384, vocabulary 4,096, context 256")
@@ -56,11 +58,6 @@ def in_turns(*works):
                 torch.cuda.synchronize()
             spent.append(time.perf_counter() - began)
     return [float(np.median(spent)) for spent in times]
-
-
-def flops(c, tokens, context, logits=0):
-    """Operations of one forward pass: see `forward_flops` in notebooks/race.py."""
-    return tokens * c.n_layer * (24 * c.n_embd**2 + 4 * context * c.n_embd) + logits * 2 * c.n_embd * c.vocab_size
 
 
 def matmul_peak():
@@ -117,7 +114,7 @@ def pretraining(size, c, theirs):
 
         works.append(plain_loop)
     seconds = in_turns(*works)
-    report(size, "pretraining", "tokens/s", B * T, 3 * flops(c, B * T, T / 2, B * T), *seconds, who="a plain transformers loop")
+    report(size, "pretraining", "tokens/s", B * T, 3 * forward_flops(c, B * T, T / 2, B * T), *seconds, who="a plain transformers loop")
 
 
 @torch.no_grad()
@@ -131,7 +128,7 @@ def sampling(size, c, theirs):
         tokens = torch.tensor(prompts, device=device)
         works.append(lambda: other.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True, top_k=0, max_new_tokens=N, min_new_tokens=N))
     seconds = in_turns(*works)
-    report(size, "sampling", "tokens/s", B * N, flops(c, B * (P + N), (P + N) / 2, B * N), *seconds, who="transformers' generate")
+    report(size, "sampling", "tokens/s", B * N, forward_flops(c, B * (P + N), (P + N) / 2, B * N), *seconds, who="transformers' generate")
 
 
 def random_pairs(c, n):
@@ -179,7 +176,7 @@ def preference_training(size, c, theirs, kind):
             trainer = trl.RewardTrainer(head, trl.RewardConfig(**shared), train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         works.append(lambda: quietly(trainer.train))
     seconds = in_turns(*works)
-    forward = flops(c, n * 96, 48, n * 64 if kind == "DPO" else 0)
+    forward = forward_flops(c, n * 96, 48, n * 64, kind == "DPO")
     report(size, kind, "pairs/s", n, (4 if kind == "DPO" else 3) * forward, *seconds, who=f"TRL's {'DPO' if kind == 'DPO' else 'Reward'}Trainer")
 
 
@@ -232,8 +229,8 @@ def ppo_iterations(size, c, theirs):
         works += [lambda: trl_iterations(1), lambda: trl_iterations(3)]
     times = in_turns(*works)
     both = [times[1] - times[0], *([times[3] - times[2]] if theirs else [])]  # two iterations, without the setting up
-    forward, logits = flops(c, 128 * 64, 32), flops(c, 0, 0, 128 * 32)
-    work = 2 * (forward + logits) + 2 * forward + 4 * 3 * (2 * forward + logits)
+    policy, critic = (forward_flops(c, 128 * 64, 32, 128 * 32, logits) for logits in (True, False))
+    work = 2 * policy + 2 * critic + 4 * 3 * (policy + critic)  # rollout, reference; reward, values; four epochs
     report(size, "PPO", "answers/s", 128, work, *both, who="TRL's PPOTrainer")
 
 

@@ -47,10 +47,10 @@ def test_best_of_n_by_hand():
 
 
 def test_flops_by_hand():
-    """One layer of one channel: 12 weights, each met once a token; attention: 2 products with each of 5 tokens."""
+    """One layer of one channel: 12 weights, 8 of them the MLP's; attention: 2 products with each of 5 tokens."""
     config = Config(vocab_size=7, n_positions=8, n_embd=1, n_layer=1, n_head=1)
-    assert race.forward_flops(config, tokens=10, context=5) == 10 * (2 * 12 + 2 * 2 * 5)
-    assert race.forward_flops(config, tokens=0, context=5, logits=3) == 3 * 2 * 7
+    assert race.forward_flops(config, tokens=10, context=5, wanted=10, logits=False) == 10 * (2 * 12 + 2 * 2 * 5)
+    assert race.forward_flops(config, tokens=10, context=5, wanted=3) == 10 * (2 * 4 + 2 * 2 * 5) + 3 * (2 * 8 + 2 * 7)
     pairs = [([1] * 6, [2] * 2, [3] * 2)]
     row = race.forward_flops(config, 8, 4, 2)  # one answer with its prompt
     assert race.training_flops(config, pairs, "pairs", 0) == pytest.approx(2 * row)
