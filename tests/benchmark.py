@@ -2,6 +2,7 @@
 
     python tests/benchmark.py            # the small size, some minutes
     python tests/benchmark.py --large    # the large one as well, much longer
+    python tests/benchmark.py --quality  # Muon against AdamW: how long until the model is good?
 
 Everything is timed in one run, ours and theirs in turns, so that a busy machine slows both alike. Theirs is
 `transformers` in a plain loop, and `trl`, where they are installed (`pip install transformers trl==1.12.0`,
@@ -13,6 +14,8 @@ import argparse
 import contextlib
 import copy
 import io
+import itertools
+import json
 import os
 import sys
 import tempfile
@@ -28,6 +31,7 @@ import torch  # noqa: E402
 
 import dpo  # noqa: E402
 import ppo  # noqa: E402
+import pretrain  # noqa: E402
 import reward  # noqa: E402
 from data import Tokenizer  # noqa: E402
 from model import GPT, Config, Muon, ScalarGPT, generate, pick_device, save_model, token_log_probs  # noqa: E402
@@ -35,6 +39,7 @@ from race import forward_flops  # noqa: E402
 
 parser = argparse.ArgumentParser("benchmark.py", description="Measure speed, side by side with other libraries.")
 parser.add_argument("--large", action="store_true", help="also 6 layers × 384, vocabulary 4,096, context 256")
+parser.add_argument("--quality", action="store_true", help="instead, time Muon and AdamW to a loss of 1.02 times the entropy")
 parser.add_argument("--seconds", type=float, default=6.0, help="time for each measurement and side (default: %(default)s)")
 parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
 args = parser.parse_args()
@@ -234,7 +239,31 @@ def ppo_iterations(size, c, theirs):
     report(size, "PPO", "answers/s", 128, work, *both, who="TRL's PPOTrainer")
 
 
+def quality():
+    """Seconds of `pretrain.py` until it ends within 2% of the entropy, by the shortest of some schedules that does."""
+
+    def adamw(model, lr):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+        optimizer.param_groups[0]["initial_lr"] = lr
+        return optimizer
+
+    for name, optimizer, rates, schedules in (("Muon", Muon, [0.03], [300, 400, 500, 600]), ("AdamW", adamw, [0.005, 0.01], [1200, 1800, 2400])):
+        pretrain.Muon = optimizer
+        for steps, lr in itertools.product(schedules, rates):
+            out = tempfile.mkdtemp()
+            options = f"--device {device.type} --lr {lr} --steps {steps} --out {out}"
+            quietly(lambda: pretrain.main(pretrain.parser.parse_args(options.split())))  # noqa: B023
+            end = json.loads(Path(out, "metrics.jsonl").read_text().splitlines()[-1])
+            ratio = end["val_loss"] / end["entropy"]
+            print(f"{name:6} lr {lr:<6} {steps:5} steps {end['seconds']:6.0f} s   loss {ratio:.4f} of the entropy", flush=True)
+            if ratio <= 1.02:
+                break
+
+
 if __name__ == "__main__":
+    if args.quality:
+        quality()
+        sys.exit()
     torch.manual_seed(0)
     peak = matmul_peak()
     print(f"{device}, {torch.get_num_threads()} threads, {peak / 1e9:,.0f} GFLOP/s in a large matrix product, {time.strftime('%Y-%m-%d')}")
