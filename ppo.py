@@ -9,7 +9,7 @@ each token how much reward is still to come. Every iteration has five phases, nu
 
     python ppo.py
 
-takes about a minute and a half on two CPU cores, after `pretrain.py` and `reward.py`. This is textbook PPO. Where
+takes a bit more than a minute on two CPU cores, after `pretrain.py` and `reward.py`. This is textbook PPO. Where
 it departs: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a network of its own.
 
 What you see, what is healthy, and what to do otherwise:
@@ -24,7 +24,7 @@ What you see, what is healthy, and what to do otherwise:
     ratio         mean of π_new / π_old. Stays within 1 % or so of 1.
     value_loss    the critic's squared error, halved, in the last minibatch. Falls.
     explained_variance   1 − Var(return − value) / Var(return). 1 is a perfect critic, 0 one that knows
-                  only the mean, below 0 a harmful one. Starts below 0 here and ends above 0.7.
+                  only the mean, below 0 a harmful one. Starts below 0 here and ends above 0.6.
     eos           share of answers that ended by themselves. Near 1; others get 1 point less.
     length        tokens an answer. Watch it: learned rewards often grow fond of length.
 """

@@ -21,7 +21,7 @@ model learns to like short answers and stops. Three things, all without any know
 
     python reward.py
 
-takes about a minute and a half on two CPU cores, and starts from the same preference file as `dpo.py`. What you see
+takes a bit more than a minute on two CPU cores, and starts from the same preference file as `dpo.py`. What you see
 while it runs, all on held-out pairs:
     val_loss      stays above log 2 = 0.693 during practice, then falls
     val_accuracy  share of pairs where the chosen answer has the higher score. People err, so it cannot

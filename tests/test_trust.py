@@ -6,6 +6,7 @@ import pty
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,23 +125,53 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home):
 # Kill, full disk, folders that cannot be written
 
 
+# Runs a script as it is, but for one thing: it saves after every step, not after every 50.
+SAVE_ALWAYS = """
+import inspect, runpy, sys, textwrap, model
+exec(textwrap.dedent(inspect.getsource(model.Checkpoint.save)).replace("step % 50 == 0", "True"), vars(model))
+model.Checkpoint.save = model.save
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_kill_at_any_moment_leaves_what_was_saved(home, name):
-    """The moments are random; TRUST_KILLS says how many."""
-    rng = random.Random(name)
-    Path("runs/killed").mkdir(exist_ok=True)
-    for file in Path("runs", name).iterdir():
-        Path("runs/killed", file.name).write_bytes(file.read_bytes())
-    kind = ScalarGPT if name == "reward" else model.GPT
-    for _ in range(int(os.environ.get("TRUST_KILLS", 2))):
-        process = start(name, "--out", "runs/killed", *(["--block-size", 160, "--steps", 60] if name == "pretrain" else []))
-        time.sleep(rng.uniform(1.5, 8) if os.environ.get("TRUST_KILLS") else rng.uniform(2, 4))
-        process.kill()
-        process.communicate()
-        load_model("runs/killed", kind)
-        Tokenizer.load("runs/killed")
-        if Path("runs/killed/resume.pt").exists():
-            torch.load("runs/killed/resume.pt", weights_only=True)
+def test_kills_at_any_moment_leave_what_was_saved_and_a_run_that_goes_on(home, name):
+    """A run that saves after every step is killed at random moments and resumed, again and again. TRUST_KILLS says
+    how often. The last checkpoint always opens, and a run that gets to its end has the weights of one that was left alone.
+    """
+    rng, kind = random.Random(name), ScalarGPT if name == "reward" else model.GPT
+    out, straight = Path("runs", f"{name}-killed"), f"{name}-alone"
+    steps = ["--steps", 12 if name == "ppo" else 40, *(["--block-size", 160] if name == "pretrain" else [])]
+    out.mkdir()
+    for file in Path("runs", name).iterdir():  # something that must not be lost
+        (out / file.name).write_bytes(file.read_bytes())
+
+    def launch(directory, *more):
+        command = [sys.executable, "-c", SAVE_ALWAYS, ROOT / f"{name}.py", *SCRIPTS[name][1], *steps, "--out", directory, *more]
+        where = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen([str(x) for x in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=where)
+
+    began = time.time()
+    process = launch(Path("runs", straight))
+    assert not process.wait(), process.communicate()
+    whole = time.time() - began
+    kills, ends = int(os.environ.get("TRUST_KILLS", 2)), 0
+    while kills or not ends:
+        process = launch(out, *(["--resume"] if (out / "resume.pt").exists() else []))
+        try:
+            _, printed = process.communicate(timeout=rng.uniform(0, whole) if kills else None)
+            assert process.returncode == 0, printed
+            assert same_weights(out.name, straight)
+            ends += 1
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills -= 1
+        load_model(out, kind)
+        Tokenizer.load(out)
+        if (out / "resume.pt").exists():
+            torch.load(out / "resume.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -411,3 +442,14 @@ def test_bfloat16_stays_near_float32(home, name):
     figure = "kl" if name == "ppo" else "loss"  # before the first step: 0 but for the precision
     assert low[figure] != full[figure]  # it did something
     assert low[figure] == pytest.approx(full[figure], abs=0.1)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_compiled_network_gives_the_same_figures(home, name):
+    options = ["--block-size", 160] if name == "pretrain" else []
+    for out, more in (("plain", []), ("compiled", ["--compile"])):
+        call(name, "--out", f"runs/{name}-{out}", *options, *more)
+    plain, compiled = ([json.loads(line) for line in open(f"runs/{name}-{out}/metrics.jsonl")] for out in ("plain", "compiled"))
+    for a, b in zip(plain, compiled, strict=True):
+        assert {k: v for k, v in b.items() if k != "seconds"} == pytest.approx({k: v for k, v in a.items() if k != "seconds"}, rel=1e-3, abs=1e-4)
