@@ -1,6 +1,6 @@
 """Everything that knows token ids: GPT-2, sampling, log-probabilities, the optimizer, checkpoints.
 
-1. The model: GPT-2 exactly (Radford et al. 2019), and the same network with a scalar head.
+1. The model: GPT-2 (Radford et al. 2019), and the same network with a scalar head.
 2. Log-probabilities of given tokens, and sampling of new ones with a key-value cache.
 3. The optimizer: Muon for the matrices, AdamW for the rest.
 4. Checkpoints: a directory that is a Hugging Face GPT-2 directory.
