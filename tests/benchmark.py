@@ -247,7 +247,7 @@ def quality():
         optimizer.param_groups[0]["initial_lr"] = lr
         return optimizer
 
-    for name, optimizer, rates, schedules in (("Muon", Muon, [0.03], [400, 500, 600]), ("AdamW", adamw, [0.005, 0.01], [1800, 2400, 3000])):
+    for name, optimizer, rates, schedules in (("Muon", Muon, [0.03], [400, 500, 600]), ("AdamW", adamw, [0.001, 0.002, 0.005], [1800, 2400, 3000])):
         pretrain.Muon = optimizer
         for steps, lr in itertools.product(schedules, rates):
             out = tempfile.mkdtemp()
