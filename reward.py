@@ -18,6 +18,8 @@ model learns to like short answers and stops. Three things, all without any know
        last token alone, a wrong name is one among forty that it might have looked at.
     3. One block more than the pretrained model, which starts as the identity: there the last token can
        gather what the others have found out.
+`--plain` leaves the first two out. It is the usual recipe, and for real, long answers the better one: over hundreds of
+tokens the sum drowns the last one's score.
 
     python reward.py
 
@@ -49,6 +51,7 @@ parser.add_argument("--data", help="preference file (default: pairs of the model
 parser.add_argument("--pairs", type=positive(int), default=17_408, help="how many to collect if missing (default: %(default)s)")
 parser.add_argument("--out", default="runs/reward", help="directory for the checkpoint (default: %(default)s)")
 parser.add_argument("--practice", type=positive(int, or_zero=True), default=300, help="steps on free pairs, first (default: %(default)s)")
+parser.add_argument("--plain", action="store_true", help="no practice, and only the last token's score is trained: for long answers")
 parser.add_argument("--steps", type=positive(int), help="steps on people's pairs (default: one pass over them)")
 parser.add_argument("--batch-size", type=positive(int), default=64, help="pairs a step (default: %(default)s)")
 parser.add_argument("--lr", type=positive(float), default=5e-3, help="peak rate; four times that in practice (default: %(default)s)")
@@ -133,7 +136,7 @@ def main(args):
 
     seen = find_look_alikes([answer for i in train for answer in pairs[i][1:]])
     per_epoch = math.ceil(len(train) / args.batch_size)
-    practice, steps = args.practice, args.steps or per_epoch
+    practice, steps = 0 if args.plain else args.practice, args.steps or per_epoch
     epochs = math.ceil((practice + steps) / per_epoch)
     order = [rows for _ in range(epochs) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
     if args.compile:
@@ -155,7 +158,9 @@ def main(args):
             batch = free
         batch = mine(batch)
         final, summed = pair_scores(model, batch, device)
-        loss = reward_loss(*final.unbind(1)).mean() + reward_loss(*summed.unbind(1)).mean()
+        loss = reward_loss(*final.unbind(1)).mean()
+        if not args.plain:
+            loss = loss + reward_loss(*summed.unbind(1)).mean()
         if step < practice:
             optimizer = practice_optimizer
             set_lr(optimizer, step, practice, warmup=10, final=0.3)

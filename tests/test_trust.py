@@ -1,6 +1,7 @@
 """Runs that are stopped, killed, misled or cut short: nothing saved is lost, and every mistake has a sentence."""
 
 import json
+import math
 import os
 import pty
 import random
@@ -199,6 +200,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(home):
     with pytest.raises(BadInput, match=r"step \d+: loss is (nan|inf).*--lr is too high"):
         call("pretrain", "--out", "runs/nan", "--lr", 1e30, "--steps", 100)
     assert not Path("runs/nan/model.safetensors").exists()
+
+
+def test_a_plain_reward_model_does_not_practise_and_learns_from_the_last_token_alone(home, monkeypatch):
+    scores = reward.pair_scores
+    monkeypatch.setattr(reward, "pair_scores", lambda *how: (scores(*how)[0], scores(*how)[1] * math.nan))
+    call("reward", "--out", "runs/plain", "--plain")
+    assert [json.loads(line).get("step") for line in open("runs/plain/metrics.jsonl")] == [4, None]  # of 4 + 4
+    with pytest.raises(BadInput, match="loss is nan"):
+        call("reward", "--out", "runs/not-plain")
 
 
 @pytest.mark.parametrize(
