@@ -116,8 +116,8 @@ class Transformer(nn.Module):
     def forward(self, tokens, cache=None, layout=None, wanted=None):
         """`layout` is for rows that are not one text from left to right, see `data.pack_pairs`: positions
         (B, T), and which tokens each token may look at (B, 1, T, T).
-        `wanted`: the result is asked for at these of the B·T places only, and is (N, C). The last block then
-        lets go of all others once they have been looked at. A prompt is mostly others: a third of the work.
+        `wanted`: the result is asked for at these of the B·T places only, and is (N, C). The last block lets go
+        of all others, above all the prompt's, once they have been looked at: in two blocks, a fifth of a step.
         """
         start = cache.length if cache else 0
         positions, visible = layout or (torch.arange(start, start + tokens.shape[1], device=tokens.device), None)
