@@ -18,7 +18,7 @@ model learns to like short answers and stops. Three things, all without any know
        last token alone, a wrong name is one among forty that it might have looked at.
     3. One block more than the pretrained model, which starts as the identity: there the last token can
        gather what the others have found out.
-`--plain` leaves the first two out. It is the usual recipe, and for real, long answers the better one: over hundreds of
+`--plain` leaves the first two out. It is the usual recipe, and for real, long answers the better one: over dozens of
 tokens the sum drowns the last one's score.
 
     python reward.py
