@@ -189,16 +189,21 @@ class ScalarGPT(nn.Module):
 # 2. Log-probabilities and sampling
 
 
+def places(mask):
+    """Where a mask (B, T) is true, counted through all B·T tokens: (N,)."""
+    return mask.flatten().nonzero().squeeze(1)
+
+
 def token_log_probs(model, tokens, mask, layout=None):
     """log π(token t | tokens before t) at t, where `mask` is true, and 0 elsewhere.
 
     tokens, mask and the result are all (B, T), so the same mask selects a token and its log-probability.
     Position 0 has nothing before it and must not be masked in. Logits are made only where they are asked.
     """
-    places = mask.flatten().nonzero().squeeze(1)  # (N,), N tokens under the mask
-    hidden = model.transformer(tokens, layout=layout, wanted=places - 1)  # (N, C), from one token before
+    at = places(mask)  # (N,)
+    hidden = model.transformer(tokens, layout=layout, wanted=at - 1)  # (N, C), from one token before
     log_probs = F.log_softmax(model.logits(hidden).float(), dim=-1)  # (N, V)
-    chosen = log_probs.gather(1, tokens.flatten()[places, None]).squeeze(1)  # (N,)
+    chosen = log_probs.gather(1, tokens.flatten()[at, None]).squeeze(1)  # (N,)
     return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, chosen)
 
 
@@ -209,14 +214,12 @@ def last_token(mask):
 
 def final_scores(model, tokens, mask):
     """A `ScalarGPT`'s score (B,) at the last token under the mask (B, T): the whole text has been read."""
-    places = last_token(mask).flatten().nonzero().squeeze(1)
-    return model.score(model.transformer(tokens, wanted=places)).squeeze(1)
+    return model.score(model.transformer(tokens, wanted=places(last_token(mask)))).squeeze(1)
 
 
 def token_values(model, tokens, mask):
     """A `ScalarGPT`'s guess (B, T) before token t is written, so from what stands before it; 0 off the mask."""
-    places = mask.flatten().nonzero().squeeze(1)
-    values = model.score(model.transformer(tokens, wanted=places - 1)).squeeze(1)  # (N,)
+    values = model.score(model.transformer(tokens, wanted=places(mask) - 1)).squeeze(1)  # (N,)
     return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, values.float())
 
 

@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, collect_preferences
 from data import encode_pairs, pack_pairs, read_preferences
 from model import BadInput, Checkpoint, Log, Muon, ScalarGPT, add_common_options, average_gradients, final_scores
-from model import generate, last_token, load_model, mine, positive, run, sample_texts, save_model, set_lr, set_up
+from model import generate, last_token, load_model, mine, places, positive, run, sample_texts, save_model, set_lr, set_up
 
 parser = argparse.ArgumentParser("reward.py", description="Learn a reward model from preferences.")
 parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from (default: %(default)s)")
@@ -89,9 +89,9 @@ def pair_scores(model, pairs, device):
     Returns r(x, y), read at the last token, and the sum over all of the answer's tokens, (B, 2) each.
     """
     tokens, masks, layout = pack_pairs(pairs, device)  # masks: (2, B, T)
-    places = masks.any(0).flatten().nonzero().squeeze(1)  # (N,), all tokens of answers
-    scores = model.score(model.transformer(tokens, layout=layout, wanted=places)).squeeze(1).float()  # (N,)
-    scores = torch.zeros(tokens.shape, device=device).masked_scatter(masks.any(0), scores) * masks  # (2, B, T)
+    answers = masks.any(0)  # (B, T), N tokens
+    scores = model.score(model.transformer(tokens, layout=layout, wanted=places(answers))).squeeze(1).float()  # (N,)
+    scores = torch.zeros(tokens.shape, device=device).masked_scatter(answers, scores) * masks  # (2, B, T)
     return scores[last_token(masks)].view(2, -1).T, scores.sum(-1).T
 
 

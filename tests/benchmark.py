@@ -6,8 +6,8 @@
 
 Everything is timed in one run, ours and theirs in turns, so that a busy machine slows both alike. Theirs is
 `transformers` in a plain loop, and `trl`, where they are installed (`pip install transformers trl==1.12.0`,
-the last release with a PPO trainer). Share of peak: counted floating-point operations a second, over those
-of a large matrix product on the same machine. Nothing is asserted.
+the last release with a PPO trainer). It has GPT-2's approximate GELU where ours is exact. Share of peak: counted
+floating-point operations a second, over those of a large matrix product on the same machine. Nothing is asserted.
 """
 
 import argparse

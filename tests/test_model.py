@@ -53,6 +53,8 @@ def test_their_checkpoint_opens_here(tmp_path, dtype, atol):
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     assert torch.allclose(theirs.float().eval()(TOKENS).logits, ours(TOKENS), atol=atol)
+    save_model(ours, NO_TEXT, tmp_path)  # and out again: its activation goes with it
+    assert torch.equal(load_model(tmp_path)(TOKENS), ours(TOKENS))
 
 
 @torch.no_grad()
