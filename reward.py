@@ -83,15 +83,17 @@ def look_alike(answer, seen, rng):
     return [*before, others[rng.integers(len(others))], *after]
 
 
-def pair_scores(model, pairs, device):
+def pair_scores(model, pairs, device, plain=False):
     """Scores of chosen and rejected answers, in one forward pass.
 
-    Returns r(x, y), read at the last token, and the sum over all of the answer's tokens, (B, 2) each.
+    Returns r(x, y), read at the last token, and the sum over all of the answer's tokens, (B, 2) each; or, if
+    `plain`, r(x, y) twice: then the other tokens are not read.
     """
     tokens, masks, layout = pack_pairs(pairs, device)  # masks: (2, B, T)
-    answers = masks.any(0)  # (B, T), N tokens
+    read = last_token(masks) if plain else masks
+    answers = read.any(0)  # (B, T), N tokens
     scores = model.score(model.transformer(tokens, layout=layout, wanted=places(answers))).squeeze(1).float()  # (N,)
-    scores = torch.zeros(tokens.shape, device=device).masked_scatter(answers, scores) * masks  # (2, B, T)
+    scores = torch.zeros(tokens.shape, device=device).masked_scatter(answers, scores) * read  # (2, B, T)
     return scores[last_token(masks)].view(2, -1).T, scores.sum(-1).T
 
 
@@ -129,7 +131,7 @@ def main(args):
 
     @torch.no_grad()
     def evaluate():
-        scores = torch.cat([pair_scores(model, [pairs[i] for i in rows], device)[0] for rows in np.array_split(val, min(8, n_val))])
+        scores = torch.cat([pair_scores(model, [pairs[i] for i in rows], device, args.plain)[0] for rows in np.array_split(val, min(8, n_val))])
         margin = scores[:, 0] - scores[:, 1]
         return margin, {"val_loss": reward_loss(*scores.unbind(1)).mean().item(),
                         "val_accuracy": (margin > 0).float().mean().item(), "margin": margin.mean().item()}  # fmt: skip
@@ -157,7 +159,7 @@ def main(args):
                 free.append((prompt, chosen, other[: model.config.n_positions - len(prompt)]))
             batch = free
         batch = mine(batch)
-        final, summed = pair_scores(model, batch, device)
+        final, summed = pair_scores(model, batch, device, args.plain)
         loss = reward_loss(*final.unbind(1)).mean()
         if not args.plain:
             loss = loss + reward_loss(*summed.unbind(1)).mean()

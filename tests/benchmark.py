@@ -6,23 +6,27 @@
 
 Everything is timed in one run, ours and theirs in turns, so that a busy machine slows both alike. Theirs is
 `transformers` in a plain loop, and `trl`, where they are installed (`pip install transformers trl==1.12.0`,
-the last release with a PPO trainer). It has GPT-2's approximate GELU where ours is exact. Share of peak: counted
-floating-point operations a second, over those of a large matrix product on the same machine. Nothing is asserted.
+the last release with a PPO trainer). It has GPT-2's approximate GELU where ours is exact, and memory as the
+system gives it where ours is kept (`model.keep_memory`); with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 before
+`python`, both keep it. Share of peak: counted floating-point operations a second, over those of a large matrix
+product on the same machine. Nothing is asserted.
 """
 
 import argparse
 import contextlib
-import copy
+import importlib.util
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-os.environ |= {"TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+os.environ |= {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error", "TRL_EXPERIMENTAL_SILENCE": "1"}
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "notebooks")]
 
@@ -34,7 +38,7 @@ import ppo  # noqa: E402
 import pretrain  # noqa: E402
 import reward  # noqa: E402
 from data import Tokenizer  # noqa: E402
-from model import GPT, Config, Muon, ScalarGPT, generate, pick_device, save_model, token_log_probs  # noqa: E402
+from model import GPT, Config, Muon, ScalarGPT, generate, keep_memory, pick_device, save_model  # noqa: E402
 from race import forward_flops  # noqa: E402
 
 parser = argparse.ArgumentParser("benchmark.py", description="Measure speed, side by side with other libraries.")
@@ -47,28 +51,48 @@ device = pick_device(args.device)
 SIZES = {"4 x 128": Config(512, 128, 128, 4, 4), "6 x 384": Config(4096, 256, 384, 6, 6)}
 
 
-def in_turns(*works):
-    """Seconds per call of each work, the median of calls that alternate between them."""
-    for work in works:
-        work()  # warm up
-    times = [[] for _ in works]
-    end = time.time() + args.seconds * len(works)
-    while time.time() < end or len(times[0]) < 3:
-        for work, spent in zip(works, times):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            spent.append(time.perf_counter() - began)
+def serve(pipe, build, *what):
+    """One side of a comparison: build the work, then do it whenever asked and say how long it took."""
+    torch.manual_seed(0)
+    work = build(*what)
+    work()  # warm up
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    pipe.send("ready")
+    while pipe.recv():
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        pipe.send(time.perf_counter() - began)
+
+
+def in_turns(*sides):
+    """Seconds per call of each work, the median of calls that alternate between them.
+
+    Each side, a function that builds the work and what it is built from, has a process of its own, so that
+    both have memory as their users have it. While one works the others sleep.
+    """
+    context, pipes = multiprocessing.get_context("spawn"), []
+    for side in sides:
+        pipe, other_end = context.Pipe()
+        context.Process(target=serve, args=(other_end, *side), daemon=True).start()
+        other_end.close()
+        pipe.recv()  # ready
+        pipes.append(pipe)
+    times = [[] for _ in sides]
+    while sum(map(sum, times)) < args.seconds * len(sides) or len(times[0]) < 3:
+        for pipe, spent in zip(pipes, times):
+            pipe.send(True)
+            spent.append(pipe.recv())
+    for pipe in pipes:
+        pipe.send(False)
     return [float(np.median(spent)) for spent in times]
 
 
-def matmul_peak():
+def matmul():
     n = 2048
     a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    return 2 * n**3 / in_turns(lambda: a @ b)[0]
+    return lambda: a @ b
 
 
 def report(size, name, unit, amount, work, seconds, theirs=None, who=""):
@@ -85,69 +109,74 @@ def hf_model(config, kind="GPT2LMHeadModel", **how):
 
 
 def installed(name):
-    with contextlib.suppress(ImportError):
-        __import__(name)
+    if importlib.util.find_spec(name):
         return True
     print(f"({name} is not installed, so it is left out)")
     return False
 
 
-def pretraining(size, c, theirs):
-    B, T = 32, c.n_positions
+# Pretraining: B rows of T tokens.
+
+
+def our_pretraining(c, B, T):
+    keep_memory()
     tokens = torch.randint(0, c.vocab_size, (B, T), device=device)
     mask = torch.ones(B, T, dtype=torch.bool, device=device)
     mask[:, 0] = False
     model = GPT(c).to(device)
     optimizer = Muon(model, 1e-4)
 
-    def ours():
-        (-token_log_probs(model, tokens, mask).mean()).backward()
+    def step():
+        pretrain.next_token_loss(model, tokens, mask).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    works = [ours]
-    if theirs:
-        other = hf_model(c)
-        adamw = torch.optim.AdamW(other.parameters(), 1e-4)
-
-        def plain_loop():
-            other(input_ids=tokens, labels=tokens).loss.backward()
-            torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
-            adamw.step()
-            adamw.zero_grad()
-
-        works.append(plain_loop)
-    seconds = in_turns(*works)
-    report(size, "pretraining", "tokens/s", B * T, 3 * forward_flops(c, B * T, T / 2, B * T), *seconds, who="a plain transformers loop")
+    return step
 
 
-@torch.no_grad()
-def sampling(size, c, theirs):
-    B, P, N = 64, 32, 64
-    prompts = torch.randint(1, c.vocab_size, (B, P)).tolist()
-    model = GPT(c).to(device)
-    works = [lambda: generate(model, prompts, N, eos=-1)]  # no row ends early
-    if theirs:
-        other = hf_model(c).eval()
-        tokens = torch.tensor(prompts, device=device)
-        works.append(lambda: other.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True, top_k=0, max_new_tokens=N, min_new_tokens=N))
-    seconds = in_turns(*works)
-    report(size, "sampling", "tokens/s", B * N, forward_flops(c, B * (P + N), (P + N) / 2, B * N), *seconds, who="transformers' generate")
+def their_pretraining(c, B, T):
+    tokens, model = torch.randint(0, c.vocab_size, (B, T), device=device), hf_model(c)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+
+    def step():
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+# Sampling: B prompts of P tokens, N new ones each, and no row ends early.
+
+
+def our_sampling(c, B, P, N):
+    keep_memory()
+    prompts, model = torch.randint(1, c.vocab_size, (B, P)).tolist(), GPT(c).to(device)
+    return lambda: generate(model, prompts, N, eos=-1)
+
+
+def their_sampling(c, B, P, N):
+    tokens, model = torch.randint(1, c.vocab_size, (B, P), device=device), hf_model(c).eval()
+    how = {"do_sample": True, "top_k": 0, "max_new_tokens": N, "min_new_tokens": N}
+    return lambda: model.generate(tokens, attention_mask=torch.ones_like(tokens), **how)
+
+
+# DPO with its reference pass, or a reward model that is read at the last token: n pairs, prompt and answers 32 tokens each, batch 32.
 
 
 def random_pairs(c, n):
     return [tuple(torch.randint(1, c.vocab_size, (32,)).tolist() for _ in range(3)) for _ in range(n)]
 
 
-def preference_training(size, c, theirs, kind):
-    """DPO with its reference pass, or a reward model, over n pairs, batch 32."""
-    n = 128 if c.n_embd < 256 else 32
+def our_preference_training(c, n, kind):
+    keep_memory()
     pairs, model = random_pairs(c, n), GPT(c).to(device) if kind == "DPO" else ScalarGPT(c).to(device)
     optimizer = Muon(model, 1e-4)
     chunks = [pairs[i : i + 32] for i in range(0, n, 32)]
 
-    def ours():
+    def one_pass():
         if kind == "DPO":
             with torch.no_grad():
                 reference = [dpo.pair_log_probs(model, chunk, device) for chunk in chunks]
@@ -156,33 +185,32 @@ def preference_training(size, c, theirs, kind):
                 chosen, rejected = (dpo.pair_log_probs(model, chunk, device) - reference[i]).unbind(1)
                 loss = dpo.dpo_loss(chosen, rejected, 0.1).mean()
             else:
-                loss = reward.reward_loss(*reward.pair_scores(model, chunk, device)[0].unbind(1)).mean()
+                loss = reward.reward_loss(*reward.pair_scores(model, chunk, device, plain=True)[0].unbind(1)).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
-    works = [ours]
-    if theirs:
-        import trl
-        from datasets import Dataset
+    return one_pass
 
-        # Their trainers want text; a tokenizer that reads one character as one id gives the same lengths.
-        tokenizer = letters(c.vocab_size)
-        write = lambda ids: "".join(chr(0x4E00 + i) for i in ids)  # noqa: E731
-        rows = [{"prompt": write(p), "chosen": write(a[:-1]), "rejected": write(b[:-1])} for p, a, b in pairs]
-        shared = dict(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=32, report_to=[], save_strategy="no",
-                      disable_tqdm=True, max_length=96, num_train_epochs=1, use_cpu=device.type == "cpu", bf16=False,
-                      gradient_checkpointing=False, logging_strategy="no")  # fmt: skip
-        if kind == "DPO":
-            trainer = trl.DPOTrainer(hf_model(c), copy.deepcopy(hf_model(c)), trl.DPOConfig(**shared), train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-        else:
-            head = hf_model(c, "GPT2ForSequenceClassification", num_labels=1)
-            trainer = trl.RewardTrainer(head, trl.RewardConfig(**shared), train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-        works.append(lambda: quietly(trainer.train))
-    seconds = in_turns(*works)
-    forward = forward_flops(c, n * 96, 48, n * 64, kind == "DPO")
-    report(size, kind, "pairs/s", n, (4 if kind == "DPO" else 3) * forward, *seconds, who=f"TRL's {'DPO' if kind == 'DPO' else 'Reward'}Trainer")
+
+def their_preference_training(c, n, kind):
+    import trl
+    from datasets import Dataset
+
+    # Their trainers want text; a tokenizer that reads one character as one id gives the same lengths.
+    write = lambda ids: "".join(chr(0x4E00 + i) for i in ids)  # noqa: E731
+    rows = [{"prompt": write(p), "chosen": write(a[:-1]), "rejected": write(b[:-1])} for p, a, b in random_pairs(c, n)]
+    settings = dict(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=32, report_to=[], save_strategy="no",
+                    disable_tqdm=True, max_length=96, num_train_epochs=1, use_cpu=device.type == "cpu", bf16=False,
+                    gradient_checkpointing=False, logging_strategy="no")  # fmt: skip
+    data = dict(train_dataset=Dataset.from_list(rows), processing_class=letters(c.vocab_size))
+    if kind == "DPO":
+        trainer = trl.DPOTrainer(hf_model(c), hf_model(c), trl.DPOConfig(**settings), **data)
+    else:
+        head = hf_model(c, "GPT2ForSequenceClassification", num_labels=1)
+        trainer = trl.RewardTrainer(head, trl.RewardConfig(**settings), **data)
+    return lambda: quietly(trainer.train)
 
 
 def letters(size):
@@ -202,41 +230,60 @@ def quietly(work):
         return work()
 
 
-def ppo_iterations(size, c, theirs):
-    """Whole iterations of 64 answers: prompt 32, 32 new tokens, 4 epochs. Ours is ppo.py's own main."""
+# PPO: whole iterations of 64 answers, prompt 32, 32 new tokens, 4 epochs. Ours is ppo.py's own main.
+
+
+def our_ppo(c, steps):
     home = Path(tempfile.mkdtemp())
     tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog " * 50], 280)
-    model = GPT(c)
-    for name, network in (("pretrain", model), ("reward", ScalarGPT(c))):
+    for name, network in (("pretrain", GPT(c)), ("reward", ScalarGPT(c))):
         (home / name).mkdir()
         save_model(network, tokenizer, home / name)
     with open(home / "prompts.jsonl", "w") as file:
         for i in range(300):
             text = "".join(chr(97 + (i * 7 + j * j) % 26) for j in range(32))
             file.write(f'{{"prompt": "{text}", "chosen": "a", "rejected": "b"}}\n')
-    options = f"--init {home}/pretrain --reward {home}/reward --data {home}/prompts.jsonl --out {home}/ppo --epochs 4 --batch-size 64 --seed 1 --device {device.type}"
-    ours = lambda steps: quietly(lambda: ppo.main(ppo.parser.parse_args([*options.split(), "--steps", str(steps), "--lr", "1e-5"])))  # noqa: E731
-    works = [lambda: ours(1), lambda: ours(3)]
-    if theirs:
-        from datasets import Dataset
-        from trl.experimental.ppo import PPOConfig, PPOTrainer
+    options = f"--init {home}/pretrain --reward {home}/reward --data {home}/prompts.jsonl --out {home}/ppo --epochs 4 --batch-size 64"
+    options += f" --seed 1 --lr 1e-5 --steps {steps} --device {device.type}"
+    return lambda: quietly(lambda: ppo.main(ppo.parser.parse_args(options.split())))
 
-        head = lambda: hf_model(c, "GPT2ForSequenceClassification", num_labels=1)  # noqa: E731
-        rows = Dataset.from_list([{"input_ids": torch.randint(1, c.vocab_size, (32,)).tolist()} for _ in range(256)])
 
-        def trl_iterations(steps):
-            settings = PPOConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=64, gradient_accumulation_steps=1, num_mini_batches=1,
-                                 num_ppo_epochs=4, total_episodes=64 * steps, response_length=32, report_to=[], save_strategy="no", num_sample_generations=0,
-                                 use_cpu=device.type == "cpu", bf16=False, disable_tqdm=True, local_rollout_forward_batch_size=64)  # fmt: skip
-            reference = hf_model(c)
-            quietly(lambda: PPOTrainer(settings, letters(c.vocab_size), hf_model(c), reference, head(), rows, head(), eval_dataset=rows).train())
+def their_ppo(c, steps):
+    from datasets import Dataset
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-        works += [lambda: trl_iterations(1), lambda: trl_iterations(3)]
-    times = in_turns(*works)
-    both = [times[1] - times[0], *([times[3] - times[2]] if theirs else [])]  # two iterations, without the setting up
+    head = lambda: hf_model(c, "GPT2ForSequenceClassification", num_labels=1)  # noqa: E731
+    rows = Dataset.from_list([{"input_ids": torch.randint(1, c.vocab_size, (32,)).tolist()} for _ in range(256)])
+    settings = PPOConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=64, gradient_accumulation_steps=1, num_mini_batches=1,
+                         num_ppo_epochs=4, total_episodes=64 * steps, response_length=32, report_to=[], save_strategy="no", num_sample_generations=0,
+                         use_cpu=device.type == "cpu", bf16=False, disable_tqdm=True, local_rollout_forward_batch_size=64)  # fmt: skip
+    build = lambda: PPOTrainer(settings, letters(c.vocab_size), hf_model(c), hf_model(c), head(), rows, head(), eval_dataset=rows)  # noqa: E731
+    return lambda: quietly(lambda: build().train())
+
+
+def compare(size, c, has_hf, has_trl):
+    def sides(ours, theirs, here, *what):
+        return [(build, c, *what) for build in ([ours, theirs] if here else [ours])]
+
+    B, T = 32, c.n_positions
+    seconds = in_turns(*sides(our_pretraining, their_pretraining, has_hf, B, T))
+    report(size, "pretraining", "tokens/s", B * T, 3 * forward_flops(c, B * T, T / 2, B * T), *seconds, who="a plain transformers loop")
+
+    B, P, N = 64, 32, 64
+    seconds = in_turns(*sides(our_sampling, their_sampling, has_hf, B, P, N))
+    report(size, "sampling", "tokens/s", B * N, forward_flops(c, B * (P + N), (P + N) / 2, B * N), *seconds, who="transformers' generate")
+
+    n = 128 if c.n_embd < 256 else 32
+    for kind, trainer in (("DPO", "DPOTrainer"), ("reward model", "RewardTrainer")):
+        seconds = in_turns(*sides(our_preference_training, their_preference_training, has_trl, n, kind))
+        forward = forward_flops(c, n * 96, 48, n * 64 if kind == "DPO" else n * 2, kind == "DPO")
+        report(size, kind, "pairs/s", n, (4 if kind == "DPO" else 3) * forward, *seconds, who=f"TRL's {trainer}")
+
+    times = in_turns(*sides(our_ppo, their_ppo, has_trl, 1), *sides(our_ppo, their_ppo, has_trl, 3))
+    seconds = np.subtract(*np.split(np.array(times), 2)[::-1])  # two iterations, without the setting up
     policy, critic = (forward_flops(c, 128 * 64, 32, 128 * 32, logits) for logits in (True, False))
     work = 2 * policy + 2 * critic + 4 * 3 * (policy + critic)  # rollout, reference; reward, values; four epochs
-    report(size, "PPO", "answers/s", 128, work, *both, who="TRL's PPOTrainer")
+    report(size, "PPO", "answers/s", 128, work, *seconds, who="TRL's PPOTrainer")
 
 
 def quality():
@@ -264,18 +311,9 @@ if __name__ == "__main__":
     if args.quality:
         quality()
         sys.exit()
-    torch.manual_seed(0)
-    peak = matmul_peak()
+    peak = 2 * 2048**3 / in_turns((matmul,))[0]
     print(f"{device}, {torch.get_num_threads()} threads, {peak / 1e9:,.0f} GFLOP/s in a large matrix product, {time.strftime('%Y-%m-%d')}")
     has_hf, has_trl = installed("transformers"), installed("trl")
-    if has_hf:
-        import transformers
-
-        transformers.logging.set_verbosity_error()
     for size, config in SIZES.items():
         if size == "4 x 128" or args.large:
-            for work in (pretraining, sampling):
-                work(size, config, has_hf)
-            for kind in ("DPO", "reward model"):
-                preference_training(size, config, has_trl, kind)
-            ppo_iterations(size, config, has_trl)
+            compare(size, config, has_hf, has_trl)

@@ -1,7 +1,11 @@
 import errno
 import json
 import math
+import platform
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -362,3 +366,21 @@ def test_a_configuration_that_asks_for_more_than_there_is_costs_no_memory(gpt, t
         (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
         with pytest.raises(BadInput, match="config.json"):
             load_model(tmp_path)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
+def test_freed_memory_is_kept_when_asked():
+    """A block of 64 MB has 16,384 pages of 4 kB. Given back and taken again, the system must map each one anew."""
+    program = """
+import resource, sys, model
+if sys.argv[1] == "kept":
+    model.keep_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(2**26)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+    root = Path(M.__file__).parent
+    faults = {how: int(subprocess.check_output([sys.executable, "-c", program, how], cwd=root)) for how in ("kept", "given")}
+    assert faults["kept"] < 20 < faults["given"], faults

@@ -31,6 +31,8 @@ def test_the_score_is_read_at_the_last_token_of_each_row(model):
             assert final[row, column].item() == pytest.approx(alone[-1].item(), abs=1e-5)
             assert summed[row, column].item() == pytest.approx(alone[len(prompt) :].sum().item(), abs=1e-5)
     tokens = torch.tensor([[1, 2, 3, 4, 10, 0, 0]])
+    for plain in pair_scores(model, PAIRS, "cpu", plain=True):
+        assert torch.allclose(plain, final, atol=1e-6)
     mask = torch.tensor([[False, False, False, True, True, False, False]])
     assert final_scores(model, tokens, mask).item() == pytest.approx(final[0, 0].item(), abs=1e-5)
 
