@@ -262,10 +262,15 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     if shared:  # every process writes its share, and in the end all get all
         rows = mine(rows)
     alive = torch.zeros(B, dtype=torch.bool, device=device).index_fill(0, rows, True)
-    cache = Cache(model.config, len(rows), T, device)
     start = min(map(len, prompts))
     forward = model.transformer.forward  # as it is, not compiled: every step has another shape
-    hidden = forward(tokens[rows, :start], cache, wanted=torch.arange(1, len(rows) + 1, device=device) * start - 1)  # (B, C)
+    # Rows that begin alike, such as two answers to one prompt, share the reading of that beginning.
+    seen = {}
+    of = [seen.setdefault(tuple(prompts[i][:start]), len(seen)) for i in rows.tolist()]
+    cache = Cache(model.config, len(seen), T, device)
+    wanted = torch.arange(1, len(seen) + 1, device=device) * start - 1
+    hidden = forward(torch.tensor(list(seen), device=device), cache, wanted=wanted)[of]  # (B, C)
+    cache.kv = cache.kv[:, :, of]
     for t in range(start, T):
         logits = model.logits(hidden).float()
         if temperature > 0:

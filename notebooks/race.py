@@ -59,8 +59,8 @@ def training_flops(config, pairs, method, steps, practice=0, epochs=2):
     prompt, answer = (np.mean([f(pair) for pair in pairs]) for f in (lambda p: len(p[0]), lambda p: len(p[1] + p[2]) / 2))
     one = lambda n, c=config, logits=True: n * forward_flops(c, prompt + answer, (prompt + answer) / 2, answer, logits)
     both = lambda n, c=config, logits=True: n * forward_flops(c, prompt + 2 * answer, (prompt + answer) / 2, 2 * answer, logits)
-    if method == "pairs":  # two answers to each post
-        return one(2 * len(pairs))
+    if method == "pairs":  # two answers to each post, which is read once
+        return both(len(pairs))
     if method == "dpo":  # the reference once, then training
         return both(len(pairs)) + 3 * both(64 * steps)
     larger = type(config)(**{**vars(config), "n_layer": config.n_layer + 1})  # the reward model has one more block

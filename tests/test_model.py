@@ -183,6 +183,18 @@ def test_ragged_greedy_batch_equals_one_by_one(gpt):
         assert row[new].tolist() == text[len(prompt) :]
 
 
+def test_rows_that_begin_alike_share_the_reading(gpt, monkeypatch):
+    prompts = [[1, 2, 3, 4], [5, 6, 7], [1, 2, 3, 4], [1, 2, 3, 9, 8], [5, 6, 7]]  # two beginnings of three tokens
+    alone = [generate(gpt, [prompt], 12, EOS, temperature=0) for prompt in prompts]
+    read, forward = [], gpt.transformer.forward
+    monkeypatch.setattr(gpt.transformer, "forward", lambda tokens, *a, **k: (read.append(tuple(tokens.shape)), forward(tokens, *a, **k))[1])
+    tokens, mask, log_probs = generate(gpt, prompts, 12, EOS, temperature=0)
+    assert read[:2] == [(2, 3), (5, 1)]
+    for (one, its_mask, its_log_probs), *row in zip(alone, tokens, mask, log_probs):
+        assert row[0][row[1]].tolist() == one[its_mask].tolist()
+        assert torch.allclose(row[2][row[1]], its_log_probs[its_mask], atol=1e-5)
+
+
 def test_sampled_log_probs_equal_scored_log_probs(gpt):
     tokens, mask, log_probs = generate(gpt, PROMPTS * 8, 20, EOS, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(token_log_probs(gpt, tokens, mask), log_probs, atol=1e-5)
