@@ -587,7 +587,7 @@ def set_up(args):
 def keep_memory():
     """Ask the C library to keep freed memory for the next step, not to give it back and fetch it page by page.
 
-    At 6 layers × 384 that fetching is an eighth of a training step; the price is a tenth more memory. Only
+    At 6 layers × 384 that fetching is an eighth of a training step. The price is up to two fifths more memory. Only
     glibc, so Linux, has this request (`man mallopt`); elsewhere nothing is asked.
     """
     if (mallopt := getattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt", None)) is not None:
