@@ -190,9 +190,9 @@ def test_rows_that_begin_alike_share_the_reading(gpt, monkeypatch):
     monkeypatch.setattr(gpt.transformer, "forward", lambda tokens, *a, **k: (read.append(tuple(tokens.shape)), forward(tokens, *a, **k))[1])
     tokens, mask, log_probs = generate(gpt, prompts, 12, EOS, temperature=0)
     assert read[:2] == [(2, 3), (5, 1)]
-    for (one, its_mask, its_log_probs), *row in zip(alone, tokens, mask, log_probs):
-        assert row[0][row[1]].tolist() == one[its_mask].tolist()
-        assert torch.allclose(row[2][row[1]], its_log_probs[its_mask], atol=1e-5)
+    for (one, one_new, one_log_probs), row, new, row_log_probs in zip(alone, tokens, mask, log_probs):
+        assert row[new].tolist() == one[one_new].tolist()
+        assert torch.allclose(row_log_probs[new], one_log_probs[one_new], atol=1e-5)
 
 
 def test_sampled_log_probs_equal_scored_log_probs(gpt):
