@@ -13,6 +13,7 @@ Look at the data before anything else:
 
 import argparse
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -311,12 +312,17 @@ def collect_preferences(checkpoint, answer, n, seed=2):
     `answer(prompts) -> responses` writes the answers. "certainty" is the probability with which the
     chosen answer was to be chosen; no script trains on it. Equal answers are not shown to anyone.
 
-    The pairs go to `preferences.jsonl` beside the model's directory. They are collected again only when
-    the model is newer than they are. Returns the path.
+    The pairs go to `preferences.jsonl` beside the model's directory, and "model" marks the weights that wrote
+    them. They are collected again only when the weights are others. A file without the mark is someone's
+    own, and stays. Returns the path.
     """
     path = Path(checkpoint).parent / "preferences.jsonl"
-    if path.exists() and path.stat().st_mtime >= Path(checkpoint, "model.safetensors").stat().st_mtime:
-        return path
+    model = hashlib.sha256(Path(checkpoint, "model.safetensors").read_bytes()).hexdigest()[:12]
+    if path.exists():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            mark = re.search(r'"model": "(\w{12})"}$', file.readline().strip())
+        if not mark or mark[1] == model:
+            return path
     print(f"asking the volunteers about {n} pairs of answers …")
     rng = np.random.default_rng(seed)
     posts = [prompt for prompt, _, _ in documents(n, seed=[seed, 2])]
@@ -327,7 +333,7 @@ def collect_preferences(checkpoint, answer, n, seed=2):
         if rng.random() > p:
             a, b, p = b, a, 1 - p
         if a != b:
-            lines.append(json.dumps({"prompt": prompt, "chosen": a, "rejected": b, "certainty": round(p, 4)}))
+            lines.append(json.dumps({"prompt": prompt, "chosen": a, "rejected": b, "certainty": round(p, 4), "model": model}))
     write_text(path, "\n".join(lines) + "\n")
     wait_for_all()
     return path

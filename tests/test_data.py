@@ -115,9 +115,26 @@ def test_volunteers_choose_as_bradley_and_terry_say(tmp_path):
     assert {r["certainty"] for r in records} == {round(p, 4), round(1 - p, 4)}
     assert data.best_accuracy(records) == pytest.approx(p, abs=1e-4)
 
-    before = path.read_text()
-    data.collect_preferences(checkpoint, None, n=3000)  # nothing is asked twice
-    assert path.read_text() == before
+
+
+def test_pairs_are_collected_once_for_each_model_and_a_file_of_ones_own_stays(tmp_path):
+    weights, path = tmp_path / "pretrain" / "model.safetensors", tmp_path / "preferences.jsonl"
+    weights.parent.mkdir()
+    asked = []
+
+    def answer(prompts):
+        asked.append(len(prompts))
+        return [f" {len(asked)} {i}." for i in range(len(prompts))]
+
+    for content, times in ((b"one", 1), (b"one", 1), (b"two", 2), (b"two", 2)):
+        weights.write_bytes(content)  # the time of writing does not count, what was written does
+        assert data.collect_preferences(weights.parent, answer, n=10) == path
+        assert len(asked) == times
+        assert data.read_preferences(path)[0]["chosen"].startswith(f" {times} ")
+    for own in ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "no JSON", ""):
+        path.write_text(own)
+        data.collect_preferences(weights.parent, answer, n=10)
+        assert len(asked) == 2 and path.read_text() == own
 
 
 # ----------------------------------------------------------------------------------------------------
