@@ -87,13 +87,13 @@ def pair_scores(model, pairs, device, plain=False):
     """Scores of chosen and rejected answers, in one forward pass.
 
     Returns r(x, y), read at the last token, and the sum over all of the answer's tokens, (B, 2) each; or, if
-    `plain`, r(x, y) twice: then the other tokens are not read.
+    `plain`, r(x, y) twice: then no other token is scored.
     """
     tokens, masks, layout = pack_pairs(pairs, device)  # masks: (2, B, T)
-    read = last_token(masks) if plain else masks
-    answers = read.any(0)  # (B, T), N tokens
-    scores = model.score(model.transformer(tokens, layout=layout, wanted=places(answers))).squeeze(1).float()  # (N,)
-    scores = torch.zeros(tokens.shape, device=device).masked_scatter(answers, scores) * read  # (2, B, T)
+    scored = last_token(masks) if plain else masks
+    either = scored.any(0)  # (B, T), N tokens
+    scores = model.score(model.transformer(tokens, layout=layout, wanted=places(either))).squeeze(1).float()  # (N,)
+    scores = torch.zeros(tokens.shape, device=device).masked_scatter(either, scores) * scored  # (2, B, T)
     return scores[last_token(masks)].view(2, -1).T, scores.sum(-1).T
 
 
