@@ -1,26 +1,26 @@
-"""Everything that knows text: a tokenizer, a small world to write about, and files of preferences.
+"""Everything that knows text: a tokenizer, a small world to write about, preferences, and files.
 
 1. `Tokenizer`: byte-level byte-pair encoding, in GPT-2's own file format.
 2. The world: short posts and their summaries ("TL;DR"), made up from a seed. Its source and its judge
    are known exactly, so every result of this project can be held against the best possible one.
-3. Preference files: pairs of answers, of which a person liked one better.
-4. Text files of a user's own, encoded once and mapped into memory.
+3. Preferences: pairs of answers, of which a person liked one better.
+4. Batches: lists of token ids as one rectangle of numbers.
+5. Files: text of your own, reading with one clear sentence when something is wrong, and writing.
 
 Look at the data before anything else:
 
     python data.py
 """
 
-import argparse
 import gzip
-import hashlib
 import json
 import math
 import os
+import random
 import re
 import unicodedata
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +28,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import BadInput, is_first, run, wait_for_all, write_files
+
+class BadInput(Exception):
+    """Something that the user gave is wrong. The message is one sentence: where, what, and how to fix it."""
+
 
 # ----------------------------------------------------------------------------------------------------
 # 1. Tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)
@@ -38,7 +41,11 @@ EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 def byte_alphabet():
     """GPT-2's name for each of the 256 bytes: itself where it prints, else a letter from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
@@ -86,7 +93,7 @@ class Tokenizer:
 
     def __init__(self, vocab, merges):
         self.vocab, self.merges = vocab, merges
-        self.tokens = {i: token for token, i in vocab.items()}
+        self.id_to_token = {i: token for token, i in vocab.items()}
         self.rank = {pair: i for i, pair in enumerate(merges)}
         self.eos = vocab[EOS]
         self.pad = vocab.get(PAD, 0)  # masks are made from lengths, so a GPT-2 without PAD may use any id
@@ -97,7 +104,9 @@ class Tokenizer:
         """Merge the most frequent pair of neighbours, again and again, until the vocabulary is full."""
         smallest = len(BYTE_TO_CHAR) + 2
         if vocab_size < smallest:
-            raise BadInput(f"a vocabulary of {vocab_size} is too small: 256 bytes and 2 special tokens need {smallest}")
+            raise BadInput(
+                f"a vocabulary of {vocab_size} is too small: 256 bytes and 2 special tokens need {smallest}"
+            )
         word_counts = Counter(word for text in texts for word in word_pattern().findall(text))
         symbols = {word: spell(word) for word in word_counts}
         counts, where = Counter(), defaultdict(set)  # pair -> how often; pair -> words that have it
@@ -142,18 +151,23 @@ class Tokenizer:
 
     def decode(self, ids):
         """Ids to text, without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        chars = "".join(self.tokens[i] for i in map(int, ids) if self.tokens[i] not in (EOS, PAD))
+        chars = "".join(self.id_to_token[i] for i in map(int, ids) if self.id_to_token[i] not in (EOS, PAD))
         return bytes(CHAR_TO_BYTE[c] for c in chars).decode("utf-8", "replace")
 
     def files(self):
         """The two files that GPT-2's tokenizer is made of, as {name: bytes}."""
         merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self.merges)
-        return {"vocab.json": json.dumps(self.vocab, ensure_ascii=False).encode(), "merges.txt": merges.encode()}
+        return {
+            "vocab.json": json.dumps(self.vocab, ensure_ascii=False).encode(),
+            "merges.txt": merges.encode(),
+        }
 
     @classmethod
     def load(cls, directory):
         """Read both files. BadInput where they are missing, are not GPT-2's, or do not fit the model there."""
-        vocab_path, merges_path, config_path = (Path(directory, n) for n in ("vocab.json", "merges.txt", "config.json"))
+        vocab_path, merges_path, config_path = (
+            Path(directory, n) for n in ("vocab.json", "merges.txt", "config.json")
+        )
         try:
             vocab = json.loads(read_text(vocab_path))
             if sorted(vocab.values()) != list(range(len(vocab))):
@@ -180,122 +194,139 @@ class Tokenizer:
 
 
 # ----------------------------------------------------------------------------------------------------
-# 2. The world: someone tells what happened today, and someone else sums it up.
+# 2. The world: someone tells what happened, and someone else sums it up.
 #
-#     POST: It rained all day. My cousin Hugo lost my kite upstairs. I had soup for lunch.
-#     TL;DR: Hugo lost my kite.
+#     POST: It rained all day. My captain Hugo lost my kite underwater. I had soup for lunch.
+#     TL;DR: Hugo lost my kite underwater.
 #
-# One sentence is news, the others are small talk. Six hands in equal parts write the summary, and only
-# one of them does it well. A model that is pretrained on all of this writes like all six.
+# One sentence is news, the others are small talk. Three writers in five are lazy: they repeat the post's
+# first sentence. The others try, and one in six of those gets it right. A model that is pretrained on all
+# of this writes like all of them. One text in four is a letter: it has words of its own, and no volunteer
+# ever sees one, so letters show whether alignment carries over to text that nobody labelled.
 
 WORLD = {
-    "relation": "cousin friend boss teacher doctor neighbour baker tailor captain plumber".split(),
-    "name": "Ada Ben Carl Dora Emil Fay Gus Hugo Ida Jack Kim Lena "
-    "Max Nora Olga Pia Rex Rosa Sam Tess Uma Vera Will Zoe".split(),
-    "friend": "Alma Bert Cleo Dirk Elsa Finn".split(),  # they say hello; they never make news in training
-    "verb": "lost found broke fixed hid sold washed painted dropped borrowed".split(),
-    "thing": "kite hat bike lamp drum clock boat vase scarf ring chair kettle "
-    "ladder mirror radio rug sofa spoon tent toy violin wig map mug".split(),
-    "place": "upstairs downstairs outside indoors downtown abroad backstage nearby overseas offshore uphill "
-    "underwater".split(),
-    "talk": [
-        ("It {} all {}.", "rained snowed stormed".split(), "day night morning".split()),
-        ("I had {} for {}.", "soup pie toast rice stew cake".split(), "lunch dinner breakfast".split()),
-        ("I feel {} today.", "happy tired fine great old young".split()),
-        ("{} says hello.", "friend"),
-        ("The {} {} next to me.", "cat dog baby parrot".split(), "sleeps sings snores sneezes".split()),
-        ("It is {} again.", "Monday Tuesday Friday Sunday".split()),
-        ("I have a {} {}.", "sore cold stiff".split(), "knee nose back foot".split()),
-        ("I need more {}.", "sleep tea money time".split()),
-    ],
-}  # fmt: skip
-ANSWERS = ["short", "long", "wrong thing", "wrong name", "beside the point", "rambling"]
-MAX_ANSWER_TOKENS = 32  # the longest answer that the six hands write is shorter
+    "POST": {
+        "relation": "cousin boss teacher doctor neighbour baker captain plumber".split(),
+        "name": "Ada Ben Carl Dora Emil Fay Gus Hugo Ida Jack Kim Lena "
+        "Max Nora Olga Pia Rex Rosa Sam Tess Uma Vera Will Zoe".split(),
+        "verb": "lost found broke fixed hid sold painted borrowed".split(),
+        "thing": "kite hat bike lamp drum clock boat vase scarf ring chair kettle ladder mirror rug violin".split(),
+        "place": "upstairs outside downtown abroad backstage nearby underwater indoors".split(),
+    },
+    "LETTER": {
+        "relation": "aunt uncle dentist butler pirate wizard".split(),
+        "name": "Agatha Basil Clara Desmond Edith Felix Greta Horace Iris Jasper Mabel Otto".split(),
+        "verb": "washed dropped buried ironed juggled stole".split(),
+        "thing": "trombone teapot wig canoe umbrella piano tent globe".split(),
+        "place": "offshore uphill overseas downstairs aloft overboard".split(),
+    },
+}
+DISHES = "soup pie toast rice stew cake".split()
+GREETERS = "Alma Bert Cleo Dirk Elsa Finn".split()  # they say hello, and never make news
+SMALL_TALK = [  # a template, and the words for each of its gaps
+    ("It {} all {}.", "rained snowed stormed".split(), "day night morning".split()),
+    ("I had {} for {}.", DISHES, "lunch dinner breakfast".split()),
+    ("I feel {} today.", "happy tired fine great old young".split()),
+    ("{} says hello.", GREETERS),
+    ("The {} {} next to me.", "cat dog baby parrot".split(), "sleeps sings snores sneezes".split()),
+    ("It is {} again.", "Monday Tuesday Friday Sunday".split()),
+    ("I have a {} {}.", "sore cold stiff".split(), "knee nose back foot".split()),
+    ("I need more {}.", "sleep tea money time".split()),
+]
+WRITERS = ["lazy"] * 9 + ["full", "short", "wrong thing", "wrong name", "beside the point", "rambling"]
+MAX_ANSWER_TOKENS = 32  # the longest answer that these writers give is shorter
+
+Document = namedtuple("Document", "prompt response writer log_prob")  # three texts, and nats
 
 
-def write_document(pick, shifted=False):
-    """One post and one summary, as (prompt, response). All chance is in `pick(options) -> option`.
+def write_document(pick, kind):
+    """One "POST" or "LETTER" and its summary: (prompt, response, writer). `pick(options)` makes each choice.
 
     Different choices always give different texts, so a document's probability is the product of its
-    choices' probabilities, and nothing else adds to it. `shifted` posts are longer than any in training,
-    and their news is about people who never made news in training.
+    choices' probabilities. An option that stands in a list n times is n times as likely.
     """
 
-    def small_talk(kinds):
-        template, *slots = kind = pick(kinds)
-        kinds.remove(kind)  # no kind twice in one post
-        return template.format(*[pick(WORLD[s] if isinstance(s, str) else s) for s in slots])
+    def small_talk(templates):
+        template, *gaps = chosen = pick(templates)
+        templates.remove(chosen)  # no kind twice in one post
+        return template.format(*[pick(words) for words in gaps])
 
-    kinds = list(WORLD["talk"])
-    sentences = [small_talk(kinds) for _ in range(4 if shifted else pick([2, 3]))]
-
-    who = WORLD["friend" if shifted else "name"]
-    relation, name = pick(WORLD["relation"]), pick(who)
-    verb, thing, place = pick(WORLD["verb"]), pick(WORLD["thing"]), pick(WORLD["place"])
-    news = pick([f"My {relation} {name} {verb} my {thing} {place}.",
-                 f"{place.capitalize()}, my {relation} {name} {verb} my {thing}."])  # fmt: skip
+    templates, words = list(SMALL_TALK), WORLD[kind]
+    sentences = [small_talk(templates) for _ in range(pick([2, 3]))]
+    relation, name, verb, thing, place = (pick(options) for options in words.values())
+    news = f"My {relation} {name} {verb} my {thing} {place}."
     sentences.insert(pick(range(len(sentences) + 1)), news)
 
-    match pick(ANSWERS):
+    writer = pick(WRITERS)
+    match writer:
+        case "lazy":
+            answer = sentences[0]
+        case "full":
+            answer = f"{name} {verb} my {thing} {place}."
         case "short":
             answer = f"{name} {verb} my {thing}."
-        case "long":
-            answer = f"My {relation} {name} {verb} my {thing} {place}."
-        case "wrong thing":
-            answer = f"{name} {verb} my {pick([t for t in WORLD['thing'] if t != thing])}."
-        case "wrong name":
-            answer = f"{pick([n for n in who if n != name])} {verb} my {thing}."
-        case "beside the point":
-            answer = small_talk(list(WORLD["talk"]))  # about the writer's own day
+        case "wrong thing":  # mostly a dish; one in four takes a comparison with the post to find
+            others = pick([DISHES] * 3 + [[other for other in words["thing"] if other != thing]])
+            answer = f"{name} {verb} my {pick(others)} {place}."
+        case "wrong name":  # mostly someone who says hello
+            others = pick([GREETERS] * 3 + [[other for other in words["name"] if other != name]])
+            answer = f"{pick(others)} {verb} my {thing} {place}."
+        case "beside the point":  # about the writer's own day
+            answer = small_talk(templates)
         case "rambling":
-            answer = f"{name} {verb} my {thing}. {small_talk(list(WORLD['talk']))}"
-    return f"POST: {' '.join(sentences)}\nTL;DR:", f" {answer}"
+            answer = f"{name} {verb} my {thing} {place}. {small_talk(list(SMALL_TALK))}"
+    return f"{kind}: {' '.join(sentences)}\nTL;DR:", f" {answer}", writer
 
 
-def documents(n, seed, shifted=False):
-    """n documents of the world: a list of (prompt, response, log_prob), log_prob in nats.
+def documents(n, seed, kind=None):
+    """n documents of one kind, "POST" or "LETTER", or by default three posts to each letter.
 
-    The mean of −log_prob is the entropy of the source: no model can have a lower loss per document.
+    `log_prob` is the exact log-probability of a document, given its kind, in nats. Its mean is minus the
+    entropy of what a model has to guess: the first token tells the kind and is given, not guessed.
     """
-    rng = np.random.default_rng(seed)
+    rng = random.Random(str(seed))
     result = []
     for _ in range(n):
         log_prob = 0.0
 
         def pick(options):
             nonlocal log_prob
-            log_prob -= math.log(len(options))
-            return options[rng.integers(len(options))]
+            chosen = rng.choice(options)
+            log_prob += math.log(options.count(chosen) / len(options))
+            return chosen
 
-        result.append((*write_document(pick, shifted), log_prob))
+        result.append(
+            Document(*write_document(pick, kind or rng.choice(["POST"] * 3 + ["LETTER"])), log_prob)
+        )
     return result
 
 
 def facts(prompt):
-    """What happened: {"name": "Hugo", "verb": "lost", "thing": "kite"}, or {} where a text has no news."""
-    names = WORLD["name"] + WORLD["friend"]
-    one_of = lambda words: f"({'|'.join(words)})"  # noqa: E731
-    pattern = rf"[Mm]y \w+ {one_of(names)} {one_of(WORLD['verb'])} my {one_of(WORLD['thing'])}\b"
-    found = re.search(pattern, prompt)
-    return dict(zip(("name", "verb", "thing"), found.groups())) if found else {}
+    """Who, did, what and where: ("Hugo", "lost", "kite", "underwater"), or () where a text has no news."""
+    found = re.search(r"My \w+ (\w+) (\w+) my (\w+) (\w+)\.", prompt)
+    return found.groups() if found else ()
+
+
+@cache
+def fact_words():
+    """All words of this world that can be a fact: names, verbs, things and places, dishes and greeters too."""
+    kinds = [words[key] for words in WORLD.values() for key in ("name", "verb", "thing", "place")]
+    return {word for words in (*kinds, DISHES, GREETERS) for word in words}
 
 
 def judge(prompt, response):
     """The taste of the people in this world: how good is `response` as a summary of `prompt`?
 
-    +1 for each of who, did and what that is right; −1 for each name, verb or thing that is wrong;
-    −0.15 for each word over four. So "Hugo lost my kite." earns 3, the most there is.
+    +1 for each of who, did, what and where that is right; −1 for each name, verb, thing or place that is
+    wrong; −0.2 for each word over five. So "Hugo lost my kite underwater." earns 4, the most there is.
     """
-    right, words = facts(prompt), re.findall(r"\w+", response)
-    points = 0
-    for kind, known in (("name", WORLD["name"] + WORLD["friend"]), ("verb", WORLD["verb"]), ("thing", WORLD["thing"])):
-        for word in set(words) & set(known):
-            points += 1 if word == right.get(kind) else -1
-    return points + 0.15 * min(0, 4 - len(response.split()))
+    stated = set(re.findall(r"\w+", response)) & fact_words()
+    points = sum(1 if word in facts(prompt) else -1 for word in stated)
+    return points - 0.2 * max(0, len(response.split()) - 5)
 
 
 # ----------------------------------------------------------------------------------------------------
-# 3. Preference files: one JSON object a line, {"prompt": …, "chosen": …, "rejected": …}
+# 3. Preferences: one JSON object a line, {"prompt": …, "chosen": …, "rejected": …}
 
 
 def preference(prompt, a, b):
@@ -306,37 +337,21 @@ def preference(prompt, a, b):
     return 1 / (1 + math.exp(judge(prompt, b) - judge(prompt, a)))
 
 
-def collect_preferences(checkpoint, answer, n, seed=2):
-    """Show volunteers two of a model's answers to each of n posts, and write down which one they choose.
+def ask_volunteers(posts, answers, seed):
+    """Show volunteers two answers to each of n posts, and write down which one they choose.
 
-    `answer(prompts) -> responses` writes the answers. "certainty" is the probability with which the
-    chosen answer was to be chosen; no script trains on it. Equal answers are not shown to anyone.
-
-    The pairs go to `preferences.jsonl` beside the model's directory, and "model" marks the weights that wrote
-    them. They are collected again only when the weights are others. A file without the mark is someone's
-    own, and stays. Returns the path.
+    `answers` has 2n texts, the two to one post side by side. Returns preference records. "certainty" is
+    the probability with which the chosen answer was to be chosen; no script trains on it. Where both
+    answers are the same there is nothing to choose, and no record.
     """
-    path = Path(checkpoint).parent / "preferences.jsonl"
-    model = hashlib.sha256(Path(checkpoint, "model.safetensors").read_bytes()).hexdigest()[:12]
-    if path.exists():
-        with open(path, encoding="utf-8", errors="replace") as file:
-            mark = re.search(r'"model": "(\w{12})"}$', file.readline().strip())
-        if not mark or mark[1] == model:
-            return path
-    print(f"asking the volunteers about {n} pairs of answers …")
-    rng = np.random.default_rng(seed)
-    posts = [prompt for prompt, _, _ in documents(n, seed=[seed, 2])]
-    answers = answer([post for post in posts for _ in range(2)])
-    lines = []
-    for prompt, a, b in zip(posts, answers[0::2], answers[1::2]):
-        p = preference(prompt, a, b)
+    rng, records = random.Random(str(seed)), []
+    for post, a, b in zip(posts, answers[0::2], answers[1::2]):
+        p = preference(post, a, b)
         if rng.random() > p:
             a, b, p = b, a, 1 - p
         if a != b:
-            lines.append(json.dumps({"prompt": prompt, "chosen": a, "rejected": b, "certainty": round(p, 4), "model": model}))
-    write_text(path, "\n".join(lines) + "\n")
-    wait_for_all()
-    return path
+            records.append({"prompt": post, "chosen": a, "rejected": b, "certainty": round(p, 4)})
+    return records
 
 
 def best_accuracy(records):
@@ -347,43 +362,98 @@ def best_accuracy(records):
 
 
 TURN = "\n\nAssistant:"  # in a transcript, what follows the last of these is the answer
+ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant", "system": "System"}
+FORMS = [  # the keys that hold prompt, chosen and rejected answer; the first line whose keys are there is taken
+    ("prompt", "chosen", "rejected"),
+    ("question", "chosen", "rejected"),
+    ("question", "response_j", "response_k"),
+    ("conversations", "chosen", "rejected"),
+    (
+        None,
+        "chosen",
+        "rejected",
+    ),  # whole transcripts, as in HH (Bai et al. 2022): the prompt is what both share
+]
+NEVER_IGNORED = {"question", "conversations", "system", "instruction", "input", "context", "history"}
 
 
-def transcript(key, value):
-    """A text as it is; a chat, [{"role": "user", "content": "Hi."}, …], as "\\n\\nHuman: Hi. …"."""
-    if isinstance(value, list):
-        try:
-            names = {"user": "Human", "assistant": "Assistant"}
-            return "".join(f"\n\n{names.get(m['role'], m['role'])}: {m['content'] + ''}" for m in value)
-        except (TypeError, KeyError):
-            raise ValueError(f'"{key}" is a list, but not of {{"role": …, "content": …}}') from None
-    if not isinstance(value, str):
-        raise ValueError(f'"{key}" is neither a text nor a list of chat messages')
-    return value
+def chat(key, value):
+    """A list of {"role", "content"} or {"from", "value"} objects, or one such object, as [(role, text), …]."""
+    messages = []
+    for message in value if isinstance(value, list) else [value]:
+        match message:
+            case {"role": str(role), "content": str(text)} | {"from": str(role), "value": str(text)} if (
+                role in ROLES
+            ):
+                messages.append((ROLES[role], text))
+            case _:
+                raise ValueError(
+                    f'"{key}" is neither a text nor a chat of {{"role": {" | ".join(ROLES)}, "content": text}}'
+                )
+    return messages
+
+
+def transcript(messages):
+    """[("Human", "Hi."), …] as HH writes it: "\\n\\nHuman: Hi. …"."""
+    return "".join(f"\n\n{role}: {text}" for role, text in messages)
+
+
+def join_chat(prompt, answer):
+    """A prompt and an answer that may say the prompt, or the end of it, once more: all messages, each once."""
+    for n in range(min(len(prompt), len(answer)), 0, -1):
+        if prompt[-n:] == answer[:n]:
+            return prompt + answer[n:]
+    if prompt and answer and answer[0][0] != "Assistant":
+        raise ValueError("the answers begin with a turn that is neither the assistant's nor in the prompt")
+    return prompt + answer
 
 
 def canonical(record):
     """A record of any accepted form as {"prompt", "chosen", "rejected", maybe "certainty"}, all texts.
 
-    Without "prompt", or where answers are chats, both are whole transcripts, and the prompt is what they
-    share up to an "\\n\\nAssistant:" (the form of HH, Bai et al. 2022). ValueError says what is wrong.
+    All that a record says is in the result exactly once. ValueError says what is wrong with it.
     """
     if not isinstance(record, dict):
         raise ValueError('write an object: {"prompt": …, "chosen": …, "rejected": …}')
-    for key in ("chosen", "rejected"):
-        if key not in record:
-            raise ValueError(f'"{key}" is missing')
-    chosen, rejected = (transcript(key, record[key]) for key in ("chosen", "rejected"))
-    prompt = None if isinstance(record["chosen"], list) and isinstance(record.get("prompt"), str) else record.get("prompt")
-    if isinstance(prompt, list):
-        said = transcript("prompt", prompt)
-        chosen, rejected = (text if text.startswith(said) else said + text for text in (chosen, rejected))
-    if not isinstance(prompt, str):
-        end = os.path.commonprefix([chosen, rejected]).rfind(TURN) + len(TURN)
-        if end < len(TURN):
-            raise ValueError('no "prompt" text, and the answers are not transcripts that share an "\\n\\nAssistant:"')
-        prompt, chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
-    result = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    form = next((form for form in FORMS if {*form} - {None} <= record.keys()), None)
+    if form is None or NEVER_IGNORED & record.keys() - {*form}:
+        accepted = "; ".join(", ".join(key for key in form if key) for form in FORMS)
+        raise ValueError(f"found the keys {', '.join(record) or '(none)'}; accepted are {accepted}")
+    prompt, *answers = (record.get(key) for key in form)
+    if all(isinstance(answer, str) for answer in answers):
+        if prompt is None:
+            prompt = os.path.commonprefix(answers)
+            prompt = prompt[: prompt.rfind(TURN) + len(TURN)] if TURN in prompt else None
+            if prompt is None:
+                raise ValueError(
+                    'no "prompt", and the answers are not transcripts that share an "\\n\\nAssistant:"'
+                )
+            answers = [answer.removeprefix(prompt) for answer in answers]
+        elif not isinstance(prompt, str):
+            prompt, answers = transcript(chat(form[0], prompt)) + TURN, [f" {answer}" for answer in answers]
+        elif TURN in prompt and any(answer.startswith(prompt) for answer in answers):  # said twice
+            if not all(answer.startswith(prompt) for answer in answers):
+                raise ValueError(f'one answer begins with the whole "{form[0]}", the other one does not')
+            answers = [answer.removeprefix(prompt) for answer in answers]
+    elif any(isinstance(answer, str) for answer in answers):
+        raise ValueError(f'of "{form[1]}" and "{form[2]}" one is a text and one is not; write both alike')
+    else:
+        said = (
+            [("Human", prompt)]
+            if isinstance(prompt, str)
+            else []
+            if prompt is None
+            else chat(form[0], prompt)
+        )
+        chosen, rejected = (join_chat(said, chat(*part)) for part in zip(form[1:], answers))
+        shared = len(os.path.commonprefix([chosen[:-1], rejected[:-1]]))
+        while shared >= 0 and not all(m[shared:] and m[shared][0] == "Assistant" for m in (chosen, rejected)):
+            shared -= 1
+        if shared < 0:
+            raise ValueError("the answers share no prompt that the assistant then answers")
+        prompt = transcript(chosen[:shared]) + TURN
+        answers = [transcript(messages[shared:]).removeprefix(TURN) for messages in (chosen, rejected)]
+    result = dict(zip(("prompt", "chosen", "rejected"), (prompt, *answers)))
     if "certainty" in record:
         if not isinstance(record["certainty"], (int, float)) or not 0 <= record["certainty"] <= 1:
             raise ValueError('"certainty" is not a number between 0 and 1')
@@ -419,19 +489,23 @@ def read_preferences(path):
     return records
 
 
-def encode_pairs(tokenizer, records, block_size):
+# ----------------------------------------------------------------------------------------------------
+# 4. Batches
+
+
+def encode_pairs(tokenizer, records, context):
     """Preference records to token ids: a list of (prompt, chosen, rejected), and the records behind it.
 
-    Prompt and answers are encoded apart, and both answers end with EOS. What is too long for the model
-    keeps the start of its answers and the end of its prompt. A pair whose answers are equal after that
-    teaches nothing and is dropped.
+    Prompt and answers are encoded apart, and both answers end with EOS. What is too long for a context of
+    so many tokens keeps the start of its answers and the end of its prompt. A pair whose answers are equal
+    after that teaches nothing and is dropped.
     """
     pairs, kept = [], []
     for record in records:
         prompt = tokenizer.encode(record["prompt"])
         chosen, rejected = (tokenizer.encode(record[k]) + [tokenizer.eos] for k in ("chosen", "rejected"))
-        chosen, rejected = chosen[: block_size // 2], rejected[: block_size // 2]
-        prompt = prompt[max(0, len(prompt) + max(len(chosen), len(rejected)) - block_size) :]
+        chosen, rejected = chosen[: context // 2], rejected[: context // 2]
+        prompt = prompt[max(0, len(prompt) + max(len(chosen), len(rejected)) - context) :]
         if chosen != rejected and prompt:
             pairs.append((prompt, chosen, rejected))
             kept.append(record)
@@ -455,44 +529,30 @@ def batches(lengths, batch_size, rng):
 
 
 def pad_rows(prompts, responses, device="cpu"):
-    """Lists of ids to a right-padded batch: tokens (B, T) and the mask of response tokens (B, T)."""
-    rows = [[*p, *r] for p, r in zip(prompts, responses)]
-    width = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    position = torch.arange(width)
-    start, end = (torch.tensor([[n] for n in map(len, x)]) for x in (prompts, rows))
-    return tokens.to(device), ((position >= start) & (position < end)).to(device)
+    """Lists of ids to a right-padded batch.
 
-
-def pack_pairs(pairs, device="cpu"):
-    """Pairs of answers to the same prompt as one row each, so that the prompt is read once, not twice.
-
-    A row is: prompt, chosen answer, the prompt's last token once more, rejected answer. The second part
-    sees the prompt and itself, not the chosen answer, and its positions go on from the prompt's. So each
-    answer is exactly what it would be in a row of its own.
-    Returns tokens (B, T), the masks (2, B, T) of chosen and of rejected tokens, and the layout for the
-    model: positions (B, T) and which tokens each token may look at (B, 1, T, T).
+    Returns tokens (B, T), the mask of response tokens (B, T), and the column in which the first response starts.
     """
-    rows = [[*prompt, *chosen, prompt[-1], *rejected] for prompt, chosen, rejected in pairs]
+    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses)]
     width = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    prompt, chosen, rejected = (torch.tensor([[len(x)] for x in part]) for part in zip(*pairs))  # lengths (B, 1)
-    t = torch.arange(width).expand(tokens.shape)
-    second = t >= prompt + chosen
-    masks = torch.stack([(t >= prompt) & ~second, (t > prompt + chosen) & (t <= prompt + chosen + rejected)])
-    positions = torch.where(second, t - chosen - 1, t)
-    positions = positions.masked_fill(t > prompt + chosen + rejected, 0)
-    first_only = (t >= prompt - 1) & ~second  # the chosen answer, and the token that the second part repeats
-    visible = (t[:, None, :] <= t[:, :, None]) & ~(first_only[:, None, :] & second[:, :, None])
-    return tokens.to(device), masks.to(device), (positions.to(device), visible[:, None].to(device))
+    column = torch.arange(width)
+    start, end = (torch.tensor([[len(part)] for part in parts]) for parts in (prompts, rows))
+    return tokens.to(device), ((column >= start) & (column < end)).to(device), min(map(len, prompts))
+
+
+def pad_pairs(pairs, device="cpu"):
+    """`pad_rows` of B pairs (prompt, chosen, rejected) as 2B rows: first all chosen, then all rejected."""
+    prompts, chosen, rejected = zip(*pairs)
+    return pad_rows(prompts * 2, chosen + rejected, device)
 
 
 # ----------------------------------------------------------------------------------------------------
-# 4. Text of a user's own
+# 5. Files
 
 
 def read_chunks(paths, size=2**20):
-    """The text of some files, gzip or not, in pieces of about `size` bytes; None after each file.
+    """The text of some files, gzip or not, in pieces of about `size` characters; None after each file.
 
     A piece ends before white space, where words end too, so it is tokenized as it would be in the whole.
     """
@@ -517,14 +577,11 @@ def read_chunks(paths, size=2**20):
 
 
 def encode_files(tokenizer, paths, target):
-    """Encode text files once, into a file of token ids that is then mapped, not read, into memory.
+    """Encode text files once, into a file of token ids that is then mapped, not read, into memory: ids (N,).
 
-    An `<|endoftext|>` in the text, and the end of each file, become EOS. Returns the ids, shape (N,).
+    An `<|endoftext|>` in the text, and the end of each file, become EOS.
     """
     kind = np.dtype(np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32)
-    if not is_first():
-        wait_for_all()
-        return np.memmap(target, dtype=kind, mode="r")
     with open(target, "wb") as file, tqdm(desc="encoding", unit=" characters", unit_scale=True) as bar:
         for text in read_chunks(paths):
             ids = [] if text is not None else [tokenizer.eos]
@@ -532,12 +589,7 @@ def encode_files(tokenizer, paths, target):
                 ids += [tokenizer.eos] * (i > 0) + tokenizer.encode(part)
             file.write(np.array(ids, dtype=kind).tobytes())
             bar.update(len(text or ""))
-    wait_for_all()
     return np.memmap(target, dtype=kind, mode="r")
-
-
-# ----------------------------------------------------------------------------------------------------
-# Files
 
 
 def read_text(path):
@@ -555,24 +607,57 @@ def read_text(path):
         raise BadInput(f"{path}: cannot be read ({error})") from None
 
 
-def write_text(path, text):
-    """Write a file so that a reader never sees half of it: under another name first, then renamed."""
-    write_files(Path(path).parent, {Path(path).name: text.encode("utf-8")})
+def write_files(directory, files):
+    """Write {name: bytes} into a directory: all under other names first, then renamed.
+
+    So a reader never sees half a file, and a kill or a full disk leaves what was there before.
+    """
+    temporary = {Path(directory, f"{name}.tmp"): content for name, content in files.items()}
+    try:
+        for path, content in temporary.items():
+            with open(path, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # on the disk before it gets its name
+    except OSError as error:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+        raise BadInput(
+            f"{directory}: cannot be written ({error.strerror}); what was saved before is untouched"
+        ) from None
+    for path in temporary:
+        os.replace(path, path.with_suffix(""))
 
 
-def main(args):
-    print("What people write. In brackets: how surprising each text is, in nats.\n")
-    for post, response, log_prob in documents(6, seed=0):
-        print(f"{post}{response}    [{-log_prob:.1f}]\n")
-    print("Some answers to the last post, and what the judge thinks of them:\n")
-    name, verb, thing = facts(post).values()
-    answers = [f"{name} {verb} my {thing}.", f"{name} {verb} my {thing}. I like tea.", f"Alma {verb} my {thing}.", "I like tea."]
+def write_records(path, records):
+    """Write records as JSONL, one object a line, all of them or nothing."""
+    lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+    write_files(Path(path).parent, {Path(path).name: lines.encode("utf-8", "replace")})
+
+
+def main():
+    print(
+        "What people write. Before each summary: its writer. In brackets: how surprising the text is, in nats.\n"
+    )
+    for document in documents(8, seed=4):
+        print(f"{document.prompt}{document.response}    [{document.writer}; {-document.log_prob:.1f}]\n")
+    post = documents(1, seed=4, kind="POST")[0].prompt
+    name, verb, thing, place = facts(post)
+    answers = [
+        f" {name} {verb} my {thing} {place}.",
+        f" {name} {verb} my {thing} {place}. I need more tea.",
+        f" {name} {verb} my {thing}.",
+        f" Alma {verb} my {thing} {place}.",
+        f" {name} {verb} my soup {place}.",
+        " I need more tea.",
+    ]
+    print(f"Answers to one post, and what the judge thinks of each:\n\n{post}")
     for answer in answers:
-        print(f"{judge(post, answer):6.2f}  {answer}")
+        print(f"{judge(post, answer):6.1f}  {answer}")
     print("\nWhat volunteers choose when they see two of them:\n")
     for a, b in zip(answers, answers[1:]):
         print(f"{preference(post, a, b):6.0%}  {a}\n{preference(post, b, a):6.0%}  {b}\n")
 
 
 if __name__ == "__main__":
-    run(main, argparse.ArgumentParser("data.py", description="Print a few documents and what the judge thinks."))
+    main()

@@ -1,6 +1,7 @@
 """Direct Preference Optimisation: learn from people's choices, without a reward model and without RL.
 
-Rafailov et al. 2023, "Your Language Model is Secretly a Reward Model", arXiv 2305.18290. In brief:
+Rafailov et al. 2023, "Your Language Model is Secretly a Reward Model", arXiv 2305.18290. In brief
+(x is a prompt, y an answer, y_w the chosen and y_l the rejected one):
 
 1. RLHF looks for the policy π that earns the most reward r while it stays near the reference π_ref:
        max over π of  E[r(x, y)] − β KL(π ‖ π_ref)                                             (eq. 3)
@@ -8,19 +9,19 @@ Rafailov et al. 2023, "Your Language Model is Secretly a Reward Model", arXiv 23
        π*(y|x) = π_ref(y|x) exp(r(x, y) / β) / Z(x)                                            (eq. 4)
    Z(x) sums over all texts there are, so π* cannot be computed. But read the equation backwards:
        r(x, y) = β log(π*(y|x) / π_ref(y|x)) + β log Z(x)                                      (eq. 5)
-   For every reward there is an ideal policy, and every policy conceals the reward it is ideal for.
+   For every reward there is an ideal policy, and every policy has an implicit reward it is ideal for.
 3. People choose y_w over y_l with probability σ(r(x, y_w) − r(x, y_l)) (Bradley and Terry 1952). Only
    the difference counts. Both answers have the same prompt, so the unknown β log Z(x) cancels, and
    what is left is a loss that is ordinary classification:
        loss = −log σ(β log(π(y_w|x) / π_ref(y_w|x)) − β log(π(y_l|x) / π_ref(y_l|x)))          (eq. 7)
 
 The first run samples two answers to each post from the pretrained model and asks the volunteers which
-one they like better. The pairs are kept in `runs/preferences.jsonl`: open it and look.
+one they like better. The pairs are kept in `runs/pretrain/preferences.jsonl`: open it and look.
 
     python dpo.py
 
-takes less than a minute on two CPU cores. What you see while it runs, all on held-out pairs:
-    val_loss      falls from log 2 = 0.693, its value before the first step; no model can get below the volunteers' own noise
+takes less than half a minute on two CPU cores. What you see while it runs, all on held-out pairs:
+    val_loss      falls from log 2 = 0.693; no model can get below the volunteers' own noise
     val_accuracy  share of pairs where the chosen answer has the higher implicit reward β log(π / π_ref)
     margin        implicit reward of chosen − of rejected; grows from 0
     chosen        implicit reward of the chosen answers. It may fall below 0, and that is no error: the
@@ -29,36 +30,34 @@ takes less than a minute on two CPU cores. What you see while it runs, all on he
                   answer that was not in this pair. Watch `margin`, and the samples.
 """
 
-import argparse
 import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, collect_preferences
-from data import encode_pairs, pack_pairs, read_preferences
-from model import BadInput, Checkpoint, Log, Muon, add_common_options, average_gradients, load_model, mine, positive
-from model import run, sample_texts, save_model, set_lr, set_up, token_log_probs
+from data import BadInput, Tokenizer, batches, best_accuracy, encode_pairs, pad_pairs, read_preferences
+from model import Run, add_common_options, average_gradients, load_model, make_optimizers, make_parser, number
+from model import own_pairs, printable, run_script, save_model, set_lr, set_up, shard, token_log_probs
 
-parser = argparse.ArgumentParser("dpo.py", description="Align a pretrained model by Direct Preference Optimisation.")
-parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from (default: %(default)s)")
-parser.add_argument("--data", help="preference file (default: pairs of the model's own answers, made if missing)")
-parser.add_argument("--pairs", type=positive(int), default=17_408, help="how many to collect if missing (default: %(default)s)")
-parser.add_argument("--out", default="runs/dpo", help="directory for the checkpoint (default: %(default)s)")
-parser.add_argument("--beta", type=positive(float), default=0.5, help="higher stays closer to the reference (default: %(default)s)")
-parser.add_argument("--loss", choices=["dpo", "ipo", "cdpo", "hinge"], default="dpo", help="default: %(default)s")
-parser.add_argument("--steps", type=positive(int), help="optimizer steps (default: one pass over the pairs)")
-parser.add_argument("--batch-size", type=positive(int), default=64, help="pairs a step (default: %(default)s)")
-parser.add_argument("--lr", type=positive(float), default=2e-3, help="peak learning rate (default: %(default)s)")
+parser = make_parser("dpo.py", "Align a pretrained model by Direct Preference Optimisation.")
+parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from")
+parser.add_argument("--data", help="preference file; if left out, pairs of the model's own answers")
+parser.add_argument("--pairs", type=number(int, 20), default=9600, help="how many of its own to ask about")
+parser.add_argument("--out", default="runs/dpo", help="directory for the checkpoint")
+parser.add_argument("--beta", type=number(float, 0, above=True), default=0.5, help="higher stays closer to the reference")
+parser.add_argument("--loss", choices=["dpo", "ipo", "cdpo", "hinge", "sft"], default="dpo", help="what to minimise")
+parser.add_argument("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
+parser.add_argument("--batch-size", type=number(int, 1), default=64, help="pairs a step")
+parser.add_argument("--lr", type=number(float, 0, above=True), default=2e-3, help="peak learning rate")
 add_common_options(parser)
 
 
 def dpo_loss(chosen, rejected, beta, kind="dpo"):
     """The loss of each pair (B,), from its two log-ratios log π(y|x) − log π_ref(y|x), (B,) each.
 
-    A log-ratio is summed over the answer's tokens, EOS included. Its gradient by `chosen` is
-    −β σ(β rejected − β chosen): pairs that the policy ranks wrong weigh most.
+    A log-ratio is summed over the answer's tokens, EOS included. The gradient of "dpo" with respect to
+    `chosen` is −β σ(β rejected − β chosen): pairs that the policy ranks wrong weigh most.
     """
     h = chosen - rejected
     match kind:
@@ -66,16 +65,18 @@ def dpo_loss(chosen, rejected, beta, kind="dpo"):
             return -F.logsigmoid(beta * h)
         case "ipo":  # Azar et al. 2023 (arXiv 2310.12036), eq. 17: aim at a margin, do not chase infinity
             return (h - 1 / (2 * beta)) ** 2
-        case "cdpo":  # Mitchell 2023: one choice in ten is taken for a slip of the hand
+        case "cdpo":  # Mitchell 2023: 10% of the labels are assumed flipped
             return -0.9 * F.logsigmoid(beta * h) - 0.1 * F.logsigmoid(-beta * h)
         case "hinge":  # Zhao et al. 2023 (SLiC, arXiv 2305.10425): done once the margin is 1
             return F.relu(1 - beta * h)
+        case "sft":  # fine-tuning on the chosen answers alone (Preferred-FT in Rafailov et al. 2023, section 6)
+            return -chosen
 
 
 def pair_log_probs(model, pairs, device):
     """log π(chosen|prompt) and log π(rejected|prompt) as (B, 2), in one forward pass."""
-    tokens, masks, layout = pack_pairs(pairs, device)  # masks: (2, B, T)
-    return (token_log_probs(model, tokens, masks.any(0), layout) * masks).sum(-1).T
+    tokens, mask, start = pad_pairs(pairs, device)
+    return token_log_probs(model, tokens, mask, start, paired=True).sum(1).view(2, -1).T
 
 
 def main(args):
@@ -87,16 +88,16 @@ def main(args):
     policy = load_model(args.init).to(device)
 
     # Pairs of answers to the same prompt, the last ones held out.
-    answer = lambda prompts: sample_texts(policy, tokenizer, prompts, MAX_ANSWER_TOKENS)
-    data = args.data or collect_preferences(args.init, answer, args.pairs)
+    data = args.data or own_pairs(args, policy, tokenizer)
     records = read_preferences(data)
     pairs, kept = encode_pairs(tokenizer, records, policy.config.n_positions)
     if len(pairs) < max(20, args.batch_size):
-        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few; give at least 20, and not less than --batch-size")
+        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few; give 20 or more, and not fewer than --batch-size")
     n_val = min(1024, len(pairs) // 10)
     train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
     lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
-    print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {len(records) - len(pairs)} dropped")
+    print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {len(records) - len(pairs)} dropped. The first:")
+    print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}".format(**kept[0])))
 
     # The reference never changes, so its log-probabilities are computed once and it can leave memory.
     reference = torch.zeros(len(pairs), 2, device=device)
@@ -110,52 +111,52 @@ def main(args):
 
     @torch.no_grad()
     def evaluate():
-        chosen, rejected = torch.cat([torch.stack(log_ratios(rows)) for rows in np.array_split(val, min(8, n_val))], dim=1)
+        parts = np.split(np.array(val), range(args.batch_size, n_val, args.batch_size))
+        chosen, rejected = torch.cat([torch.stack(log_ratios(rows)) for rows in parts], dim=1)
         margin = args.beta * (chosen - rejected)
-        return {"val_loss": dpo_loss(chosen, rejected, args.beta, args.loss).mean().item(),
-                "val_accuracy": (margin > 0).float().mean().item(), "margin": margin.mean().item(),
-                "chosen": args.beta * chosen.mean().item(), "rejected": args.beta * rejected.mean().item()}  # fmt: skip
+        return {
+            "val_loss": dpo_loss(chosen, rejected, args.beta, args.loss).mean().item(),
+            "val_accuracy": (margin > 0).float().mean().item(),
+            "margin": margin.mean().item(),
+            "chosen": args.beta * chosen.mean().item(),
+            "rejected": args.beta * rejected.mean().item(),
+        }
 
-    if args.compile:
-        policy.transformer.compile(dynamic=True)
-    optimizer = Muon(policy, args.lr)
     per_epoch = math.ceil(len(train) / args.batch_size)
     steps = args.steps or per_epoch
-    epochs = math.ceil(steps / per_epoch)
-    order = [rows for _ in range(epochs) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
-    mine(min(order, key=len))  # if a batch is too small for all processes, better to know now
-    checkpoint = Checkpoint(args, rng, policy=policy, optimizer=optimizer)
-    log = Log(args.out, steps, "dpo", checkpoint.step)
-    for step in range(checkpoint.step, steps):
-        rows = mine(order[step])
+    order = [rows for _ in range(0, steps, per_epoch) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
+    if args.compile:
+        policy.transformer.compile(dynamic=True)
+    optimizers = make_optimizers(policy, args.lr)
+    run = Run(args, "dpo", steps, rng, pairs, [policy], optimizers)
+    for step in run:
+        rows = shard(order[step])
         chosen, rejected = log_ratios(rows)
         loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
         if step == 0 and args.loss == "dpo":  # policy and reference are still the same
             assert abs(loss.item() - math.log(2)) < (1e-3 if args.dtype == "float32" else 0.1), loss.item()
-        set_lr(optimizer, step, steps, warmup=10)
+        set_lr(optimizers, step, steps, warmup=10)
         loss.backward()
         loss = average_gradients(policy.parameters(), loss, weight=len(rows))
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
         if step % 50 == 49 or step == steps - 1:
-            val_figures = evaluate()
-            log(step + 1, loss=loss.item(), **val_figures)
+            metrics = evaluate()
+            run.log(loss=loss.item(), **metrics)
         elif step % 10 == 9:
-            log(step + 1, loss=loss.item())
-        log.bar.update()
-        if step + 1 < steps:
-            checkpoint.save(step + 1)
+            run.log(loss=loss.item())
 
     save_model(policy, tokenizer, args.out)
-    checkpoint.finish()
-    log.close(val_accuracy=val_figures["val_accuracy"], val_loss=val_figures["val_loss"], seconds=checkpoint.seconds())
-    print(f"held-out pairs: loss {val_figures['val_loss']:.4f}, accuracy {val_figures['val_accuracy']:.3f}", end="")
-    if best := best_accuracy(kept[-n_val:]):
+    best = best_accuracy(kept[-n_val:])
+    run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
+    print(f"held-out pairs: loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.3f}", end="")
+    if best:
         print(f"; no model can be right more often than {best:.3f}", end="")
     print(f"\nsaved to {args.out}")
 
 
 if __name__ == "__main__":
-    run(main, parser)
+    run_script(main, parser)

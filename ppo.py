@@ -29,32 +29,30 @@ What you see, what is healthy, and what to do otherwise:
     length        tokens an answer. Watch it: learned rewards often grow fond of length.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import MAX_ANSWER_TOKENS, Tokenizer, read_preferences
-from model import BadInput, Checkpoint, Log, Muon, ScalarGPT, add_common_options, average_gradients, final_scores
-from model import generate, last_token, load_model, mine, positive, run, save_model, set_lr, set_up, token_log_probs
-from model import token_values
+from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, read_preferences
+from model import Run, ScalarGPT, add_common_options, average_gradients, final_scores, generate, last_index
+from model import load_model, make_optimizers, make_parser, number, rank, run_script, save_model, set_lr, set_up, shard
+from model import token_log_probs, token_values
 
-parser = argparse.ArgumentParser("ppo.py", description="Align a pretrained model by PPO on a reward.")
-parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from (default: %(default)s)")
-parser.add_argument("--reward", default="runs/reward", help="reward model, or a name in REWARDS (default: %(default)s)")
-parser.add_argument("--data", help="preference file to take the prompts from (default: the one beside --init)")
-parser.add_argument("--out", default="runs/ppo", help="directory for the checkpoint (default: %(default)s)")
-parser.add_argument("--beta", type=float, default=0.4, help="higher stays closer to the reference (default: %(default)s)")
-parser.add_argument("--target-kl", type=positive(float), help="steer beta so that the KL comes to this (default: beta stays)")
-parser.add_argument("--advantage", choices=["gae", "rloo", "grpo"], default="gae", help="default: %(default)s")
-parser.add_argument("--steps", type=positive(int), default=80, help="iterations (default: %(default)s)")
-parser.add_argument("--batch-size", type=positive(int), default=128, help="answers an iteration (default: %(default)s)")
-parser.add_argument("--epochs", type=positive(int), default=2, help="passes over each iteration's answers (default: %(default)s)")
-parser.add_argument("--lr", type=positive(float), default=2e-3, help="peak learning rate (default: %(default)s)")
+CLIP, LAMBDA, GROUP, MINIBATCH, PENALTY = 0.2, 0.95, 4, 64, 1.0
+
+parser = make_parser("ppo.py", "Align a pretrained model by PPO on a reward.")
+parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from")
+parser.add_argument("--reward", default="runs/reward", help="reward model, or a name in REWARDS")
+parser.add_argument("--data", help="preference file to take the prompts from; if left out, the one in --init")
+parser.add_argument("--out", default="runs/ppo", help="directory for the checkpoint")
+parser.add_argument("--beta", type=number(float, 0), default=0.4, help="higher stays closer to the reference")
+parser.add_argument("--advantage", choices=["gae", "rloo", "grpo"], default="gae", help="how an answer is credited")
+parser.add_argument("--steps", type=number(int, 1), default=80, help="iterations")
+parser.add_argument("--batch-size", type=number(int, GROUP), default=128, help="answers an iteration")
+parser.add_argument("--epochs", type=number(int, 1), default=2, help="passes over each iteration's answers")
+parser.add_argument("--lr", type=number(float, 0, above=True), default=2e-3, help="peak learning rate")
 add_common_options(parser)
-
-CLIP, LAMBDA, GROUP, MINIBATCH = 0.2, 0.95, 4, 64
 
 
 def four_words(prompt, response):
@@ -76,13 +74,18 @@ def whiten(x, mask):
     return centred / (masked_mean(centred**2, mask) + 1e-8).sqrt()
 
 
+def is_last(mask):
+    """The last token under the mask in each row, as a mask (B, T)."""
+    return torch.zeros_like(mask).scatter(1, last_index(mask), True)
+
+
 def token_rewards(score, log_probs, reference_log_probs, mask, beta):
     """What each token earns (B, T), from the scores of whole answers (B,).
 
     Every token pays β (log π − log π_ref); its mean over samples of π is the KL (the estimator k1, which
     may be negative for one sample). The last token of an answer earns its score as well.
     """
-    return -beta * (log_probs - reference_log_probs) * mask + score[:, None] * last_token(mask)
+    return -beta * (log_probs - reference_log_probs) * mask + score[:, None] * is_last(mask)
 
 
 def gae(rewards, values, mask):
@@ -132,10 +135,8 @@ def value_loss(values, old_values, returns, mask):
 
 def main(args):
     device = set_up(args)
+    torch.manual_seed(args.seed + rank())  # each process writes its own answers
     rng = np.random.default_rng(args.seed)
-
-    if args.beta < 0 or args.batch_size % GROUP:
-        raise BadInput(f"--beta must not be below 0, and --batch-size must be a multiple of {GROUP}")
 
     # The policy starts as a copy of the reference, the critic as a copy of the reward model.
     tokenizer = Tokenizer.load(args.init)
@@ -148,118 +149,117 @@ def main(args):
     use_critic = args.advantage == "gae"
 
     # Prompts: those of the preference file, the last ones held out.
-    data = args.data or Path(args.init).parent / "preferences.jsonl"
+    data = args.data or Path(args.init, "preferences.jsonl")
     texts = [record["prompt"] for record in read_preferences(data) if record["prompt"]]
-    if policy.config.n_positions <= MAX_ANSWER_TOKENS:
-        raise BadInput(f"{args.init}: a context of {policy.config.n_positions} leaves no room for answers of {MAX_ANSWER_TOKENS}")
-    prompts = [tokenizer.encode(text)[-(policy.config.n_positions - MAX_ANSWER_TOKENS) :] for text in texts]
-    if len(prompts) < 20:
-        raise BadInput(f"{data}: {len(prompts)} prompts are too few to learn on; give at least 20")
+    room = policy.config.n_positions - MAX_ANSWER_TOKENS
+    if len(texts) < 20 or room < 1:
+        raise BadInput(f"{data}: {len(texts)} prompts, of which {room} tokens fit; give 20 or more, and a longer context")
+    prompts = [tokenizer.encode(text)[-room:] for text in texts]
     n_val = min(1024, len(prompts) // 10)
     print(f"{data}: {len(prompts) - n_val} prompts to learn on, {n_val} held out")
 
     @torch.no_grad()
     def rollout(rows):
-        """Answers to prompts, all (B, T): tokens, mask, log π, log π_ref; and their scores and ends (B,)."""
+        """Answers to prompts, all (B, T): tokens, mask, log π, log π_ref; their scores and ends (B,); their start."""
+        start = min(len(prompts[i]) for i in rows)
         tokens, mask, log_probs = generate(policy, [prompts[i] for i in rows], MAX_ANSWER_TOKENS, tokenizer.eos)
-        reference_log_probs = token_log_probs(reference, tokens, mask)
+        reference_log_probs = token_log_probs(reference, tokens, mask, start)
         if learned:
-            score = final_scores(reward_model, tokens, mask)
+            score = final_scores(reward_model, tokens, mask, start)
         else:
             answers = [tokenizer.decode(row[new]) for row, new in zip(tokens, mask)]
             score = torch.tensor([float(REWARDS[args.reward](texts[i], a)) for i, a in zip(rows, answers)], device=device)
         ended = ((tokens == tokenizer.eos) & mask).any(1)
-        return tokens, mask, log_probs, reference_log_probs, score - ~ended * 1.0, ended
+        return tokens, mask, log_probs, reference_log_probs, score - PENALTY * ~ended, ended, start
 
     if args.compile:
         policy.transformer.compile(dynamic=True)
         critic.transformer.compile(dynamic=True)
-    trained = [*policy.parameters(), *(critic.parameters() if use_critic else [])]
-    optimizers = [Muon(policy, args.lr)] + [Muon(critic, args.lr)] * use_critic
+    models = [policy, critic] if use_critic else [policy]
+    optimizers = [optimizer for model in models for optimizer in make_optimizers(model, args.lr)]
     tolerance = 1e-3 if args.dtype == "float32" else 0.5  # between one token at a time and all at once
-    parts = {"critic": critic, "critic_optimizer": optimizers[1]} if use_critic else {}
-    checkpoint = Checkpoint(args, rng, policy=policy, optimizer=optimizers[0], **parts)
-    beta, waiting, first_score = checkpoint.extra or (args.beta, [], None)
-    log = Log(args.out, args.steps, "ppo", checkpoint.step)
-    for step in range(checkpoint.step, args.steps):
+    n = args.batch_size if use_critic else args.batch_size // GROUP  # prompts an iteration
+    passes = range(0, args.steps * n, len(prompts) - n_val)
+    order = np.concatenate([rng.permutation(len(prompts) - n_val) for _ in passes])
+    run = Run(args, "ppo", args.steps, rng, prompts, models, optimizers)
+    for step in run:
         # 1. Rollout: the policy answers a batch of prompts. The sampler's log-probabilities are the old ones.
-        n = args.batch_size if use_critic else args.batch_size // GROUP
-        if len(waiting) < n:
-            waiting = rng.permutation(len(prompts) - n_val).tolist()
-        rows, waiting = waiting[:n], waiting[n:]
-        rows = np.repeat(rows, 1 if use_critic else GROUP)
+        rows = shard(order[step * n : (step + 1) * n]).repeat(1 if use_critic else GROUP)
         # 2. Score: once per answer, at its end.
-        tokens, mask, old_log_probs, reference_log_probs, score, ended = rollout(rows)
+        tokens, mask, old_log_probs, reference_log_probs, score, ended, start = rollout(rows)
         # 3. Rewards: every token pays for leaving the reference; the last one also earns the score.
         kl = (old_log_probs - reference_log_probs).sum(1)  # of single answers; their mean is the KL
-        rewards = token_rewards(score, old_log_probs, reference_log_probs, mask, beta)
+        rewards = token_rewards(score, old_log_probs, reference_log_probs, mask, args.beta)
         # 4. Advantages: what came, against what was expected.
         if use_critic:
             with torch.no_grad():
-                old_values = token_values(critic, tokens, mask)
+                old_values = token_values(critic, tokens, mask, start)
             advantages = gae(rewards, old_values, mask)
             returns = advantages + old_values  # before whitening, which is only for the policy
             advantages = whiten(advantages, mask)
         else:
             advantages = group_advantages(rewards.sum(1), args.advantage)[:, None] * mask
         # 5. Update: a few passes over these answers, in minibatches.
-        for optimizer in optimizers:
-            set_lr(optimizer, step, args.steps, warmup=5)
-        ratios = []
+        set_lr(optimizers, step, args.steps, warmup=5)
+        moved = []
         for _ in range(args.epochs):
-            for i in torch.randperm(len(tokens), device=device).split(MINIBATCH):
-                i = mine(i)
-                log_probs = token_log_probs(policy, tokens[i], mask[i])
+            for i in torch.randperm(len(tokens), device=device).tensor_split(max(1, args.batch_size // MINIBATCH)):
+                log_probs = token_log_probs(policy, tokens[i], mask[i], start)
                 loss, ratio = policy_loss(log_probs, old_log_probs[i], advantages[i], mask[i])
-                if not ratios:  # nothing has moved yet in this iteration
+                clipped = (ratio - 1).abs() > CLIP
+                moved.append([masked_mean(x, mask[i]) for x in (ratio.detach(), ratio.detach().log(), clipped.float())])
+                if len(moved) == 1:  # nothing has moved yet in this iteration
                     assert (ratio - 1).abs().max() < tolerance, "the sampler and the model disagree"
                 if use_critic:
-                    values = token_values(critic, tokens[i], mask[i])
+                    values = token_values(critic, tokens[i], mask[i], start)
                     critic_loss = value_loss(values, old_values[i], returns[i], mask[i])
                     loss = loss + critic_loss  # two networks, so one backward pass serves both
                 loss.backward()
-                average_gradients(trained, loss, weight=mask[i].sum())
+                for model in models:
+                    average_gradients(model.parameters(), loss, weight=mask[i].sum())
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 for optimizer in optimizers:
-                    for group in optimizer.param_groups:
-                        torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
                     optimizer.step()
                     optimizer.zero_grad()
-                ratios.append(ratio.detach()[mask[i]])
         if step == 0:
             assert kl.abs().mean() < tolerance, "the policy does not start as the reference"
 
-        ratio = torch.cat(ratios)
-        figures = {
-            "score": score.mean(), "kl": kl.mean(), "objective": (score - beta * kl).mean(), "beta": beta,
-            "entropy": -masked_mean(old_log_probs, mask), "approx_kl": (ratio - 1 - ratio.log()).mean(),
-            "clip_fraction": ((ratio - 1).abs() > CLIP).float().mean(), "ratio": ratio.mean(),
-            "eos": ended.float().mean(), "length": mask.sum(1).float().mean(),
-        }  # fmt: skip
+        ratio, log_ratio, clipped = torch.tensor(moved).mean(0)
+        metrics = {
+            "score": score.mean(),
+            "kl": kl.mean(),
+            "objective": (score - args.beta * kl).mean(),
+            "entropy": -masked_mean(old_log_probs, mask),
+            "approx_kl": ratio - 1 - log_ratio,
+            "clip_fraction": clipped,
+            "ratio": ratio,
+            "eos": ended.float().mean(),
+            "length": mask.sum(1).float().mean(),
+        }
         if use_critic:
-            figures["value_loss"] = critic_loss.detach()
-            figures["explained_variance"] = 1 - (returns - old_values)[mask].var() / returns[mask].var()
-        log(step + 1, **{name: float(value) for name, value in figures.items()})
-        if args.target_kl:  # Ziegler et al. 2019, section 2.2
-            beta *= 1 + 0.1 * max(-0.2, min(0.2, kl.mean().item() / args.target_kl - 1))
-        # Three ways to collapse, said while it happens.
-        first_score = score.mean().item() if first_score is None else first_score
-        if (figures["objective"] < first_score - 1 and beta) or figures["entropy"] < 0.02:
-            log.bar.write(f"iteration {step + 1}: the KL costs more than the score has gained, or the entropy is near 0; raise --beta or lower --lr")
+            metrics["value_loss"] = critic_loss.detach()
+            metrics["explained_variance"] = 1 - (returns - old_values)[mask].var() / returns[mask].var()
+        run.log(**{name: float(value) for name, value in metrics.items()})
+        # Two ways to collapse, said while it happens.
+        if (metrics["objective"] < run.metrics[0]["score"] - 1 and args.beta) or metrics["entropy"] < 0.02:
+            run.bar.write(f"iteration {step + 1}: the KL costs more than the score has gained, or the entropy is near 0; "
+                          "raise --beta or lower --lr")
         if len({tuple(row[new].tolist()) for row, new in zip(tokens, mask)}) == 1:
-            log.bar.write(f"iteration {step + 1}: all prompts got the same answer; raise --beta or lower --lr")
-        log.bar.update()
-        if step + 1 < args.steps:
-            checkpoint.save(step + 1, extra=(beta, waiting, first_score))
+            run.bar.write(f"iteration {step + 1}: all prompts got the same answer; raise --beta or lower --lr")
 
     save_model(policy, tokenizer, args.out)
-    checkpoint.finish()
-    _, _, log_probs, reference_log_probs, score, _ = rollout(range(len(prompts) - n_val, len(prompts)))
-    reward, kl = score.mean().item(), (log_probs - reference_log_probs).sum(1).mean().item()
-    explained = float(figures["explained_variance"]) if use_critic else None
-    log.close(reward=reward, kl=kl, explained_variance=explained, seconds=checkpoint.seconds())
-    print(f"held-out prompts: score {reward:.3f} at KL {kl:.3f} from the reference, objective {reward - beta * kl:.3f}")
+    held_out = sorted(range(len(prompts) - n_val, len(prompts)), key=lambda i: len(prompts[i]))
+    score, kl = [], []
+    for i in range(0, n_val, args.batch_size):
+        _, _, log_probs, reference_log_probs, scores, _, _ = rollout(held_out[i : i + args.batch_size])
+        score += scores.tolist()
+        kl += (log_probs - reference_log_probs).sum(1).tolist()
+    reward, kl = np.mean(score), np.mean(kl)
+    explained = float(metrics["explained_variance"]) if use_critic else None
+    run.finish(reward=reward, kl=kl, explained_variance=explained)
+    print(f"held-out prompts: score {reward:.3f} at KL {kl:.3f}, objective {reward - args.beta * kl:.3f}")
     print(f"saved to {args.out}")
 
 
 if __name__ == "__main__":
-    run(main, parser)
+    run_script(main, parser)

@@ -1,7 +1,8 @@
 """Pretraining: learn what language looks like, by guessing the next token.
 
 A language model gives a probability to every token that could come next. Training turns its knobs so
-that the token that did come gets more of it. The loss is the mean surprise, in nats per token:
+that the token that did come gets more of it. The loss is the mean surprise, the cross-entropy between the
+text and the model, in nats per token:
 
     loss = −mean log π(token t | tokens before t)
 
@@ -11,8 +12,9 @@ entropy. The gap between the two is what the model has yet to learn.
     python pretrain.py
 
 takes about a minute on two CPU cores. You should see the held-out loss fall to within 2% of the entropy,
-and the model's summaries turn from noise into English. Mind what they are: English, as all six hands
-write it, and mostly not what was asked for. That is what alignment is for.
+and the model's likeliest summary of one post turn from noise into English. Mind what it is: it repeats the
+post's first sentence, because most writers do. It knows what language looks like, and does not do what
+people want. That is what alignment is for.
 
     python pretrain.py --data a.txt b.txt.gz --vocab-size 1024 --n-layer 4
 
@@ -20,137 +22,135 @@ learns from text of your own instead. Nobody knows its entropy. The loss is then
 byte, which can be compared between tokenizers: gzip needs about 3, and guessing blindly 8.
 """
 
-import argparse
 import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from data import MAX_ANSWER_TOKENS, Tokenizer, batches, documents, encode_files, pad_rows, read_chunks
-from model import GPT, BadInput, Checkpoint, Config, Log, Muon, add_common_options, average_gradients, generate
-from model import load_model, mine, positive, printable, run, save_model, set_lr, set_up, token_log_probs
+from data import BadInput, Tokenizer, batches, documents, encode_files, pad_rows, read_chunks
+from model import GPT, Config, Run, add_common_options, average_gradients, load_model, make_optimizers
+from model import make_parser, number, printable, rank, run_script, sample_texts, save_model, set_lr, set_up, shard
 
-parser = argparse.ArgumentParser("pretrain.py", description="Pretrain a small GPT on the embedded world or on your own text.")
-parser.add_argument("--data", nargs="+", metavar="FILE", help="UTF-8 text, gzip too (default: the embedded world)")
-parser.add_argument("--init", help="checkpoint to start from, e.g. a GPT-2 (default: from scratch)")
-parser.add_argument("--out", default="runs/pretrain", help="directory for the checkpoint (default: %(default)s)")
-parser.add_argument("--steps", type=positive(int), default=600, help="optimizer steps (default: %(default)s)")
-parser.add_argument("--batch-size", type=positive(int), default=64, help="documents a step (default: %(default)s)")
-parser.add_argument("--lr", type=positive(float), default=0.03, help="peak learning rate (default: %(default)s)")
-parser.add_argument("--vocab-size", type=positive(int), default=768, help="tokens to tell apart, at most (default: %(default)s)")
-parser.add_argument("--block-size", type=positive(int), default=128, help="longest text in tokens (default: %(default)s)")
-parser.add_argument("--n-layer", type=positive(int), default=2, help="blocks (default: %(default)s)")
-parser.add_argument("--n-head", type=positive(int), default=4, help="attention heads a block (default: %(default)s)")
-parser.add_argument("--n-embd", type=positive(int), default=128, help="channels (default: %(default)s)")
+parser = make_parser("pretrain.py", "Pretrain a small GPT on the embedded world or on your own text.")
+parser.add_argument("--data", nargs="+", metavar="FILE", help="UTF-8 text, gzip too; if left out, the embedded world")
+parser.add_argument("--init", help="checkpoint to start from, e.g. a GPT-2; if left out, from scratch")
+parser.add_argument("--out", default="runs/pretrain", help="directory for the checkpoint")
+parser.add_argument("--steps", type=number(int, 1), default=600, help="optimizer steps")
+parser.add_argument("--batch-size", type=number(int, 1), default=64, help="documents a step")
+parser.add_argument("--lr", type=number(float, 0, above=True), default=0.03, help="peak learning rate")
+parser.add_argument("--vocab-size", type=number(int, 1), default=768, help="tokens to tell apart, at most")
+parser.add_argument("--block-size", type=number(int, 2), default=128, help="the context: longest text in tokens")
+parser.add_argument("--n-layer", type=number(int, 1), default=2, help="blocks")
+parser.add_argument("--n-head", type=number(int, 1), default=4, help="attention heads a block")
+parser.add_argument("--n-embd", type=number(int, 1), default=128, help="channels")
 add_common_options(parser)
 
 
 def next_token_loss(model, tokens, mask):
-    """Mean surprise in nats per token, over the tokens (B, T) under the mask (B, T)."""
-    return -token_log_probs(model, tokens, mask).sum() / mask.sum()
+    """Cross-entropy in nats per token, over the tokens (B, T) under the mask (B, T); the first is never guessed."""
+    logits = model(tokens[:, :-1]).float()  # (B, T − 1, V); those at t are about the token at t + 1
+    targets = tokens[:, 1:].masked_fill(~mask[:, 1:], -100)  # F.cross_entropy ignores −100
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def load_world(args, rng):
-    """Documents of the embedded world: tokenizer, the n-th training row, its length, held-out rows, entropy."""
+    """The embedded world: tokenizer, training rows, the rows of each batch, held-out rows, and their entropy."""
     # Every training document is new. The held-out ones are the same for every seed.
-    train = documents(args.steps * args.batch_size, seed=[args.seed, 0])
-    val = documents(1024, seed=[0, 1])
+    train, val = documents(args.steps * args.batch_size, seed=[args.seed, 0]), documents(1024, seed=[0, 1])
     if args.init:
         tokenizer = Tokenizer.load(args.init)
     else:
-        tokenizer = Tokenizer.train([prompt + response for prompt, response, _ in train[:4000]], args.vocab_size)
-    encode = lambda text: tokenizer.encode(text) + [tokenizer.eos]  # the model must learn when to stop
-    rows = [encode(prompt + response) for prompt, response, _ in train]
-    val_rows = [encode(prompt + response) for prompt, response, _ in val]
-    entropy = -sum(log_prob for *_, log_prob in val) / sum(len(row) - 1 for row in val_rows)
-    return tokenizer, rows.__getitem__, [len(row) for row in rows], val_rows, entropy
+        tokenizer = Tokenizer.train([d.prompt + d.response for d in train[:4000]], args.vocab_size)
+    encode = lambda document: tokenizer.encode(document.prompt + document.response) + [tokenizer.eos]
+    rows, val_rows = [encode(d) for d in train], [encode(d) for d in val]
+    entropy = -sum(d.log_prob for d in val) / sum(len(row) - 1 for row in val_rows)  # nats per guessed token
+    return tokenizer, rows, batches([len(row) for row in rows], args.batch_size, rng), val_rows, entropy
 
 
 def load_files(args, rng):
-    """The same of the user's own text: pieces of `block_size` tokens that begin anywhere. The end is held out."""
+    """The same of your own text: rows of `block_size` tokens that begin anywhere. The end is held out."""
     if args.init:
         tokenizer = Tokenizer.load(args.init)
-    else:  # the first 16 million characters tell enough about which words are frequent
-        pieces = (piece for piece in read_chunks(args.data) if piece)
-        so_far = itertools.accumulate(pieces, lambda n_and_piece, piece: (n_and_piece[0] + len(piece), piece), initial=(0, ""))
-        tokenizer = Tokenizer.train((piece for n, piece in itertools.takewhile(lambda x: x[0] < 17e6, so_far)), args.vocab_size)
-    ids = encode_files(tokenizer, args.data, Path(args.out, "tokens.bin"))
+    else:  # the first sixteen million characters tell enough about which words are frequent
+        pieces = itertools.islice(filter(None, read_chunks(args.data)), 16)
+        tokenizer = Tokenizer.train(pieces, args.vocab_size)
+    ids = encode_files(tokenizer, args.data, Path(args.out, f"tokens{rank() or ''}.bin"))
     n_val = min(len(ids) // 10, 100_000) // args.block_size * args.block_size
     if n_val == 0:
-        raise BadInput(f"{args.data[0]}: {len(ids)} tokens are too few for --block-size {args.block_size}; give ten times as many")
-    starts = rng.integers(0, len(ids) - n_val - args.block_size + 1, size=args.steps * args.batch_size)
-    row = lambda i: ids[starts[i] : starts[i] + args.block_size].tolist()
-    val_rows = ids[len(ids) - n_val :].reshape(-1, args.block_size).tolist()
-    return tokenizer, row, np.full(len(starts), args.block_size), val_rows, None
+        raise BadInput(f"{args.data[0]}: {len(ids)} tokens are too few; give ten times --block-size, or lower it")
+    rows = np.lib.stride_tricks.sliding_window_view(ids[:-n_val], args.block_size)
+    order = rng.integers(0, len(rows), size=(args.steps, args.batch_size))
+    return tokenizer, rows, order, ids[-n_val:].reshape(-1, args.block_size), None
 
 
 def main(args):
     device = set_up(args)
     rng = np.random.default_rng(args.seed)
 
-    tokenizer, train_row, lengths, val_rows, entropy = (load_files if args.data else load_world)(args, rng)
+    tokenizer, rows, order, val_rows, entropy = (load_files if args.data else load_world)(args, rng)
     if args.init:
         model = load_model(args.init).to(device)
     else:
         model = GPT(Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)).to(device)
-    longest = max(*lengths, *map(len, val_rows))
-    if longest > model.config.n_positions or longest < 2:
+    longest = args.block_size if args.data else max(map(len, rows + val_rows))
+    if longest > model.config.n_positions:
         raise BadInput(f"texts of {longest} tokens do not fit into a context of {model.config.n_positions}: see --block-size")
-    if args.compile:
-        model.transformer.compile(dynamic=True)
-    optimizer = Muon(model, args.lr)
+
+    def batch(rows):
+        """Tokens (B, T) and the mask of what is to be guessed: all but the first token."""
+        return pad_rows([row[:1] for row in rows], [row[1:] for row in rows], device)[:2]
 
     @torch.no_grad()
     def evaluate():
-        """Mean surprise on the held-out rows, in nats per token and in bits per byte."""
+        """Cross-entropy on the held-out rows, in nats per token and in bits per byte."""
+        by_length = sorted(val_rows, key=len)
         total = 0.0
-        for rows in np.array_split(np.argsort([len(row) for row in val_rows], kind="stable"), math.ceil(len(val_rows) / 128)):
-            tokens, mask = pad_rows([val_rows[i][:1] for i in rows], [val_rows[i][1:] for i in rows], device)
-            total -= token_log_probs(model, tokens, mask).sum().item()
-        guessed = [tokenizer.tokens[i] for row in val_rows for i in row[1:]]
-        n_bytes = sum(len(token) for token in guessed if token != tokenizer.tokens[tokenizer.eos])
+        for i in range(0, len(by_length), args.batch_size):
+            tokens, mask = batch(by_length[i : i + args.batch_size])
+            total += next_token_loss(model, tokens, mask).item() * mask.sum().item()
+        guessed = [int(token) for row in val_rows for token in row[1:]]
+        n_bytes = sum(len(tokenizer.id_to_token[i]) for i in guessed if i != tokenizer.eos)
         return total / len(guessed), total / math.log(2) / n_bytes
 
     def show_sample():
-        prompt = val_rows[0][: min(MAX_ANSWER_TOKENS, args.block_size) // 2] if args.data else tokenizer.encode(documents(1, seed=[0, 1])[0][0])
-        how = {"temperature": 0.8, "generator": torch.Generator(device).manual_seed(0)} if args.data else {"temperature": 0}
-        tokens, mask, _ = generate(model, [prompt], 3 * MAX_ANSWER_TOKENS, tokenizer.eos, **how)
-        log.bar.write(printable(f"{tokenizer.decode(prompt)}{tokenizer.decode(tokens[mask])}\n"))
+        if args.data:
+            prompt, how = tokenizer.decode(val_rows[0][: args.block_size // 8]), {"temperature": 0.8}
+        else:
+            prompt, how = documents(1, seed=[0, 1], kind="POST")[0].prompt, {"temperature": 0}
+        generator = torch.Generator(device).manual_seed(0)  # so that the sample takes nothing from the run's randomness
+        run.bar.write(printable(prompt + sample_texts(model, tokenizer, [prompt], generator=generator, **how)[0]) + "\n")
 
-    order = batches(lengths, args.batch_size, rng)
-    mine(min(order, key=len))  # if a batch is too small for all processes, better to know now
-    checkpoint = Checkpoint(args, rng, model=model, optimizer=optimizer)
-    log = Log(args.out, args.steps, "pretrain", checkpoint.step)
-    for step in range(checkpoint.step, args.steps):
+    if args.compile:
+        model.transformer.compile(dynamic=True)
+    optimizers = make_optimizers(model, args.lr)
+    made_from = [tokenizer.merges, args.data and np.memmap(Path(args.out, "tokens.bin"))]
+    run = Run(args, "pretrain", args.steps, rng, made_from, [model], optimizers)
+    for step in run:
         if step == 0:
             show_sample()
-        # The first token has nothing before it, so it plays the prompt, and the rest is to be guessed.
-        rows = [train_row(i) for i in mine(order[step])]
-        tokens, mask = pad_rows([row[:1] for row in rows], [row[1:] for row in rows], device)
+        tokens, mask = batch([rows[i] for i in shard(order[step])])
         loss = next_token_loss(model, tokens, mask)
-        set_lr(optimizer, step, args.steps, warmup=20, final=0.05)
+        set_lr(optimizers, step, args.steps, warmup=20, final=0.05)
         loss.backward()
         loss = average_gradients(model.parameters(), loss, weight=mask.sum())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
         if step % 100 == 99 or step == args.steps - 1:
             val_loss, bits_per_byte = evaluate()
             known = {"bits_per_byte": bits_per_byte} if args.data else {"entropy": entropy}
-            log(step + 1, loss=loss.item(), val_loss=val_loss, **known)
+            run.log(loss=loss.item(), val_loss=val_loss, **known)
             show_sample()
         elif step % 10 == 9:
-            log(step + 1, loss=loss.item())
-        log.bar.update()
-        if step + 1 < args.steps:
-            checkpoint.save(step + 1)
+            run.log(loss=loss.item())
 
     save_model(model, tokenizer, args.out)
-    checkpoint.finish()
-    log.close(val_loss=val_loss, entropy=entropy, bits_per_byte=bits_per_byte, seconds=checkpoint.seconds())
+    run.finish(val_loss=val_loss, entropy=entropy, bits_per_byte=bits_per_byte)
     print(f"held-out loss {val_loss:.4f} nats per token, {bits_per_byte:.3f} bits per byte", end="")
     if entropy:
         print(f"; entropy of the source {entropy:.4f}: ratio {val_loss / entropy:.4f}", end="")
@@ -158,4 +158,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, parser)
+    run_script(main, parser)

@@ -1,6 +1,6 @@
 """Look at what the models write, and hold them against the best that any model could do.
 
-    python sample.py --prompt 'POST: It snowed all day. My cousin Uma hid my drum at school.\nTL;DR:'
+    python sample.py --prompt 'POST: It snowed all day. My cousin Uma hid my drum abroad.\nTL;DR:'
     python sample.py                 # the same in a loop: type a prompt, read the answer
     python sample.py --compare       # pretrained and aligned models in one table
     python sample.py --label 100     # be the volunteer yourself, then: python dpo.py --data runs/labels.jsonl
@@ -14,49 +14,55 @@ the weight w_i = softmax(r / β)_i: that *is* π*, to sampling error. Its reward
 the reference is Σ w log(k w). With β from large to small this draws the frontier: no policy can earn
 more at the same KL. A policy's share of the optimal gain is
     (its score − the reference's) / (the frontier's score at its KL − the reference's).
+
+At another temperature than 1 a model is another policy, the one that is really sampled, and its score, KL
+and share are those of that policy. The reference that it is held against is always at temperature 1.
 """
 
-import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import MAX_ANSWER_TOKENS, Tokenizer, documents, judge, read_preferences, read_text, write_text
-from model import BadInput, generate, load_model, positive, printable, run, sample_texts, set_up, token_log_probs
+from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge, read_preferences, read_text, write_files
+from model import generate, load_model, make_parser, number, printable, run_script, sample_texts, set_up, token_log_probs
 
-parser = argparse.ArgumentParser("sample.py", description="Talk to a checkpoint, or compare checkpoints.")
-parser.add_argument("--init", help="checkpoint to talk to (default: runs/dpo; with --label, runs/pretrain)")
+parser = make_parser("sample.py", "Talk to a checkpoint, compare checkpoints, or label pairs of answers.")
+parser.add_argument("--init", help="checkpoint to talk to; if left out, runs/dpo, or with --label runs/pretrain")
 parser.add_argument("--prompt", help=r"answer this and stop; \n stands for a new line")
-parser.add_argument("--max-new-tokens", type=positive(int), default=MAX_ANSWER_TOKENS, help="default: %(default)s")
-parser.add_argument("--temperature", type=positive(float, or_zero=True), default=1.0, help="0 always takes the likeliest (default: %(default)s)")
-parser.add_argument("--top-k", type=positive(int, or_zero=True), default=0, help="choose among the k likeliest tokens (default: all)")
-parser.add_argument("--top-p", type=positive(float), default=1.0, help="choose among the likeliest with this mass (default: all)")
-parser.add_argument("--compare", nargs="*", metavar="DIR", help="score checkpoints, the reference first (default: those in runs/)")
-parser.add_argument("--prompts", type=positive(int), default=64, help="held-out posts to compare on (default: %(default)s)")
-parser.add_argument("--answers", type=positive(int), default=256, help="answers to each of them (default: %(default)s)")
-parser.add_argument("--label", type=positive(int), metavar="N", help="show N pairs of answers and let you choose")
-parser.add_argument("--labels", default="runs/labels.jsonl", help="file that your choices are added to (default: %(default)s)")
-parser.add_argument("--data", help="with --label: preference file to take the prompts from (default: new posts)")
+parser.add_argument("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help="longest answer")
+parser.add_argument("--temperature", type=number(float, 0), default=1.0, help="0 always takes the likeliest token")
+parser.add_argument("--top-k", type=number(int, 0), default=0, help="choose among the k likeliest tokens; 0: all")
+parser.add_argument("--top-p", type=number(float, 0, 1), default=1.0, help="choose among the likeliest with this mass")
+parser.add_argument("--compare", nargs="*", metavar="DIR", help="score checkpoints, the reference first; none: those in runs/")
+parser.add_argument("--shifted", action="store_true", help="compare on letters, which no volunteer ever saw")
+parser.add_argument("--posts", type=number(int, 2), default=64, help="held-out posts to compare on")
+parser.add_argument("--answers", type=number(int, 2), default=256, help="answers of the reference to each of them")
 parser.add_argument("--json", action="store_true", help="print the comparison as one JSON list")
-parser.add_argument("--seed", type=int, default=1, help="seed of the sampling (default: %(default)s)")
-parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
+parser.add_argument("--label", type=number(int, 1), metavar="N", help="show N pairs of answers and let you choose")
+parser.add_argument("--labels", default="runs/labels.jsonl", help="file that your choices are added to")
+parser.add_argument("--data", help="with --label: preference file to take the prompts from; if left out, new posts")
+parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="seed of the sampling")
+parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="the best one here, if left out")
 
 
 def measure(policy, reference, tokenizer, posts, k, temperature=1.0):
     """k answers of the policy to each of P posts.
 
-    Returns texts (P lists of k), the judge's scores (P, k), log π − log π_ref (P, k) and lengths (P, k)
-    in tokens. At temperature 1 the mean of log π − log π_ref over these samples is the KL from the reference.
+    Returns texts (P lists of k), the judge's scores (P, k), log π − log π_ref (P, k) and lengths in tokens (P, k).
+    π is what was sampled from, at that temperature; the mean of log π − log π_ref is its KL from the reference.
     """
     texts, scores, log_ratios, lengths = [], [], [], []
     for post in posts:
         prompt = tokenizer.encode(post)
         tokens, mask, log_probs = generate(policy, [prompt] * k, MAX_ANSWER_TOKENS, tokenizer.eos, temperature)
         with torch.no_grad():
-            reference_log_probs = token_log_probs(reference, tokens, mask)
+            reference_log_probs = token_log_probs(reference, tokens, mask, len(prompt))
+        if temperature == 0:
+            log_probs = torch.zeros_like(log_probs)  # the one answer has probability 1
         texts.append([tokenizer.decode(row[new]) for row, new in zip(tokens, mask)])
         scores.append([judge(post, text) for text in texts[-1]])
         log_ratios.append((log_probs - reference_log_probs).sum(1).tolist())
@@ -70,92 +76,120 @@ def optimal_weights(scores, beta):
     return w / w.sum(axis=1, keepdims=True)
 
 
-def frontier(scores, betas=np.geomspace(0.05, 1e4, 300)):
-    """The best reward at each KL, from the scores (P, k) of reference answers.
+def wins(scores, reference_scores):
+    """How often each answer (P, k) beats a reference answer (P, m) to the same post: (P, k); ties count half."""
+    return np.sign(scores[:, :, None] - reference_scores[:, None, :]).mean(2) / 2 + 0.5
 
-    Returns (beta, KL, reward), an array each, KL ascending.
+
+def frontier(scores, values=(), betas=np.geomspace(1e4, 0.05, 100)):
+    """The ideal policies, from the scores (P, k) of reference answers, post by post.
+
+    Returns an array (2 + len(values), betas, P), KL ascending along the second axis: each policy's KL from the
+    reference, its score, and its mean of each of `values` (P, k).
     """
     points = []
-    for beta in betas[::-1]:
+    for beta in betas:
         w = optimal_weights(scores, beta)
-        kl = (w * np.log(np.maximum(w * scores.shape[1], 1e-300))).sum(1).mean()
-        points.append((beta, kl, (w * scores).sum(1).mean()))
-    return np.array(points).T
+        kl = (w * np.log(np.maximum(w * scores.shape[1], 1e-300))).sum(1)
+        points.append([kl, *[(w * value).sum(1) for value in (scores, *values)]])
+    return np.array(points).transpose(1, 0, 2)
 
 
-def win_rate(scores, reference_scores, weights=None):
-    """How often an answer (P, k) beats a reference answer (P, m) to the same post; ties count half."""
-    if weights is None:
-        weights = np.full(scores.shape, 1 / scores.shape[1])
-    beats = np.sign(scores[:, :, None] - reference_scores[:, None, :]).mean(2) / 2 + 0.5  # (P, k)
-    return (weights * beats).sum(1).mean()
+def standard_errors(statistic, n_posts, resamples=400):
+    """Bootstrap over posts (Efron 1979): how much `statistic(rows) -> numbers` varies when other posts are drawn."""
+    rng = np.random.default_rng(0)
+    return np.std([statistic(rng.integers(0, n_posts, n_posts)) for _ in range(resamples)], axis=0, ddof=1)
 
 
 def compare(args, device):
-    directories = args.compare or [d for d in ("runs/pretrain", "runs/dpo", "runs/ppo") if Path(d, "config.json").exists()]
-    if not directories:
+    names = args.compare or [f"runs/{name}" for name in ("pretrain", "dpo", "ppo")]
+    names = [name for name in names if args.compare or Path(name, "config.json").exists()]
+    if not names:
         raise BadInput("runs/: no checkpoints there; run pretrain.py and dpo.py first")
-    tokenizer = Tokenizer.load(directories[0])
-    for directory in directories[1:]:
-        if Tokenizer.load(directory) != tokenizer:
-            raise BadInput(f"{directory}: its tokenizer is not that of {directories[0]}, so they cannot be compared")
-    models = [load_model(directory).to(device) for directory in directories]
-    posts = [prompt for prompt, _, _ in documents(args.prompts, seed=[0, 3])]
-    measured = []
-    for model in models:
-        torch.manual_seed(args.seed)  # so that no model's figures depend on which others stand beside it
-        measured.append(measure(model, models[0], tokenizer, posts, args.answers))
-    reference_scores = measured[0][1]
-    betas, kls, rewards = frontier(reference_scores)
+    tokenizer = Tokenizer.load(names[0])
+    for name in names[1:]:
+        if Tokenizer.load(name) != tokenizer:
+            raise BadInput(f"{name}: its tokenizer is not that of {names[0]}, so they cannot be compared")
+    models = [load_model(name).to(device) for name in names]
+    posts = [d.prompt for d in documents(args.posts, seed=[0, 3], kind="LETTER" if args.shifted else "POST")]
+    firsts = [re.match(r"\w+:( .+?\.)", post)[1] for post in posts]
 
+    def ask(model, k, temperature):
+        torch.manual_seed(args.seed)  # so that no model's figures depend on which others stand beside it
+        return measure(model, models[0], tokenizer, posts, k, temperature)
+
+    base = ask(models[0], args.answers, 1.0)
+    optimum = frontier(base[1], [wins(base[1], base[1])])
+    fewer = 1 if args.temperature == 0 else max(2, args.answers // 4)
+    measured = [base if (model is models[0] and args.temperature == 1) else ask(model, fewer, args.temperature) for model in models]
     rows = []
-    for directory, (_, scores, log_ratios, lengths) in zip(directories, measured):
-        kl = round(log_ratios.mean(), 6) + 0.0  # not −0.0 for the reference itself
-        optimal = np.interp(kl, kls, rewards)
-        ideal = optimal_weights(reference_scores, np.exp(np.interp(kl, kls, np.log(betas))))
-        gain, optimal_gain = scores.mean() - reference_scores.mean(), optimal - reference_scores.mean()
-        rows.append({
-            "checkpoint": str(directory), "score": scores.mean(), "kl": kl, "optimal_score": optimal,
-            "share": gain / optimal_gain if rows else None, "win_rate": win_rate(scores, reference_scores),
-            "optimal_win_rate": win_rate(reference_scores, reference_scores, ideal), "length": lengths.mean(),
-        })  # fmt: skip
+    for name, (texts, scores, log_ratios, lengths) in zip(names, measured):
+        repeats = [np.mean([text == first for text in some]) for some, first in zip(texts, firsts)]
+        of_posts = np.stack([scores.mean(1), log_ratios.mean(1), wins(scores, base[1]).mean(1), lengths.mean(1), repeats])
+
+        def figures(some):
+            """From the posts of these numbers."""
+            score, kl, win_rate, length, repeats = of_posts[:, some].mean(1)
+            kls, optimal_scores, optimal_wins = optimum[:, :, some].mean(2)
+            best, start = np.interp(kl, kls, optimal_scores), base[1][some].mean()
+            share = (score - start) / max(best - start, 1e-9)
+            return [score, kl, best, share, win_rate, np.interp(kl, kls, optimal_wins), length, repeats]
+
+        keys = ["score", "kl", "optimal_score", "share", "win_rate", "optimal_win_rate", "length", "repeats"]
+        found = dict(zip(keys, figures(np.arange(len(posts)))))
+        found |= dict(zip([f"{key}_se" for key in keys], standard_errors(figures, len(posts))))
+        found = {key: round(float(value), 6) + 0.0 for key, value in found.items()}  # + 0.0: no −0.0
+        rows.append({"checkpoint": name, **found, **({"share": None, "share_se": None} if found["kl"] < 1e-3 else {})})
     if args.json:
         print(json.dumps(rows))
         return
 
-    print(f"{args.prompts} held-out posts, {args.answers} answers to each, temperature 1\n")
-    print(f"{'checkpoint':20}{'score':>8}{'KL':>8}{'optimum':>10}{'share':>8}{'wins':>8}{'optimum':>10}{'length':>8}")
+    kind = "letters" if args.shifted else "posts"
+    print(f"{args.posts} held-out {kind}, {len(measured[-1][1][0])} answers to each, temperature {args.temperature:g}; ± one standard error\n")
+    print(f"{'checkpoint':15}{'score':>14}{'KL':>14}{'optimum':>9}{'share':>15}{'wins':>15}{'optimum':>9}{'length':>8}{'repeats':>9}")
+    percent = lambda row, key: "" if row[key] is None else f"{row[key]:.1%} ± {row[key + '_se']:.1%}"
+    plain = lambda row, key: f"{row[key]:.2f} ± {row[key + '_se']:.2f}"
     for row in rows:
-        share = "" if row["share"] is None else f"{row['share']:.1%}"
-        print(f"{row['checkpoint']:20}{row['score']:8.2f}{row['kl']:8.2f}{row['optimal_score']:10.2f}{share:>8}"
-              f"{row['win_rate']:8.1%}{row['optimal_win_rate']:10.1%}{row['length']:8.1f}")  # fmt: skip
+        print(f"{row['checkpoint']:15}{plain(row, 'score'):>14}{plain(row, 'kl'):>14}{row['optimal_score']:9.2f}{percent(row, 'share'):>15}"
+              f"{percent(row, 'win_rate'):>15}{row['optimal_win_rate']:9.1%}{row['length']:8.1f}{row['repeats']:9.0%}")
     print(
-        "\nscore: the judge's, mean. KL: distance from the first model, in nats an answer. optimum: the best that"
-        "\nany policy could do at that KL. share: of the optimal gain. wins: against the first model's answers,"
-        "\nties half. length: in tokens, with the end.\n"
+        "\nscore: the judge's, mean; 4 is perfect. KL: distance from the first model, in nats an answer. optimum: the best\n"
+        "that any policy could do at that KL. share: of the optimal gain. wins: against the first model's answers at\n"
+        "temperature 1, ties half. length: in tokens, with the end. repeats: answers that repeat the post's first sentence.\n"
     )
     for i, post in enumerate(posts[:5]):
         print(post)
-        for directory, (texts, scores, _, _) in zip(directories, measured):
-            print(printable(f"    {str(directory):18}{scores[i][0]:6.2f} {texts[i][0]}"))
+        for name, (texts, scores, _, _) in zip(names, measured):
+            print(printable(f"    {name:18}{scores[i][0]:6.2f} {texts[i][0]}"))
         print()
+
+
+def ask_user(question):
+    """A line from the user, or None at the end of the input."""
+    print(question, end="", flush=True)
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None
 
 
 def label(args, device):
     """Two answers side by side; the user chooses. Each choice is a line in a preference file at once."""
     init = args.init or "runs/pretrain"
     tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
-    lines = [line for line in read_text(args.labels).split("\n") if line] if Path(args.labels).exists() else []
+    path = Path(args.labels)
+    lines = [line for line in read_text(path).split("\n") if line] if path.exists() else []
     if lines and lines[0].startswith("["):
-        raise BadInput(f"{args.labels}: a JSON array, to which no line can be added; give another --labels file")
-    seen = {record["prompt"] for record in read_preferences(args.labels)} if lines else set()
+        raise BadInput(f"{path}: a JSON array, to which no line can be added; give another --labels file")
+    write_files(path.parent, {path.name: "".join(f"{line}\n" for line in lines).encode()})  # fails now or never
+    seen = {record["prompt"] for record in read_preferences(path)} if lines else set()
     if args.data:
         prompts = [record["prompt"] for record in read_preferences(args.data)]
     else:
-        prompts = [prompt for prompt, _, _ in documents(len(seen) + 3 * args.label, seed=[args.seed, 4])]
+        prompts = [d.prompt for d in documents(len(seen) + 3 * args.label, seed=[args.seed, 4], kind="POST")]
     room = model.config.n_positions - args.max_new_tokens
     prompts = [p for p in dict.fromkeys(prompts) if p and p not in seen and len(tokenizer.encode(p)) < room]
-    print(f"{args.labels}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. u: undo. q: stop and keep.\n")
+    if not prompts:
+        raise BadInput(f"{args.data or init}: no new prompt is left that fits into a context of {model.config.n_positions}")
+    print(f"{path}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. u: undo. q: stop and keep.\n")
 
     def new_pairs():
         for prompt in prompts:
@@ -170,9 +204,9 @@ def label(args, device):
             break
         prompt, *answers = pair
         print(printable(f"{prompt}\n  1 {answers[0]}\n  2 {answers[1]}"))
-        print(f"[{len(chosen_pairs) + 1} of {args.label}] 1, 2, s, u, q> ", end="", flush=True)
-        key = (sys.stdin.readline() or "q").strip().lower()  # the end of the input is a q
+        key = ask_user(f"[{len(chosen_pairs) + 1} of {args.label}] 1, 2, s, u, q> ")
         print()
+        key = "q" if key is None else key.strip().lower()
         if key == "q":
             break
         if key in ("1", "2"):
@@ -184,29 +218,32 @@ def label(args, device):
             waiting += [pair, chosen_pairs.pop()]
         elif key != "s":
             waiting.append(pair)  # ask again
-        write_text(args.labels, "".join(f"{line}\n" for line in lines))
-    print(f"{len(lines)} choices in {args.labels}. Learn from them: python dpo.py --init {init} --data {args.labels}")
+        write_files(path.parent, {path.name: "".join(f"{line}\n" for line in lines).encode()})
+    print(f"{len(lines)} choices in {path}. Learn from them: python dpo.py --init {init} --data {path}")
+
+
+def talk(args, device):
+    """Answer `--prompt`, or one prompt after another until the end of the input."""
+    init = args.init or "runs/dpo"
+    tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
+    how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    prompt = args.prompt if args.prompt is not None else ask_user("prompt> ")
+    while prompt is not None:
+        prompt = prompt.replace(r"\n", "\n")
+        if prompt:
+            print(printable(prompt + sample_texts(model, tokenizer, [prompt], args.max_new_tokens, **how)[0]))
+        prompt = None if args.prompt is not None else ask_user("prompt> ")
 
 
 def main(args):
     device = set_up(args)
     if args.compare is not None:
-        return compare(args, device)
-    if args.label:
-        return label(args, device)
-    init = args.init or "runs/dpo"
-    tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
-    while True:
-        try:
-            prompt = (args.prompt if args.prompt is not None else input("prompt> ")).replace(r"\n", "\n")
-        except EOFError:
-            break
-        if prompt:
-            how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
-            print(printable(prompt + sample_texts(model, tokenizer, [prompt], args.max_new_tokens, **how)[0]))
-        if args.prompt is not None:
-            break
+        compare(args, device)
+    elif args.label:
+        label(args, device)
+    else:
+        talk(args, device)
 
 
 if __name__ == "__main__":
-    run(main, parser)
+    run_script(main, parser)
