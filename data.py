@@ -164,7 +164,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory):
-        """Read both files. BadInput where they are missing, are not GPT-2's, or do not fit the model there."""
+        """Read both files. BadInput where they are missing, not GPT-2's, or do not fit the model there."""
         vocab_path, merges_path, config_path = (
             Path(directory, n) for n in ("vocab.json", "merges.txt", "config.json")
         )
@@ -210,7 +210,8 @@ WORLD = {
         "name": "Ada Ben Carl Dora Emil Fay Gus Hugo Ida Jack Kim Lena "
         "Max Nora Olga Pia Rex Rosa Sam Tess Uma Vera Will Zoe".split(),
         "verb": "lost found broke fixed hid sold painted borrowed".split(),
-        "thing": "kite hat bike lamp drum clock boat vase scarf ring chair kettle ladder mirror rug violin".split(),
+        "thing": "kite hat bike lamp drum clock boat vase "
+        "scarf ring chair kettle ladder mirror rug violin".split(),
         "place": "upstairs outside downtown abroad backstage nearby underwater indoors".split(),
     },
     "LETTER": {
@@ -309,7 +310,7 @@ def facts(prompt):
 
 @cache
 def fact_words():
-    """All words of this world that can be a fact: names, verbs, things and places, dishes and greeters too."""
+    """All words that can be stated as a fact: names, verbs, things and places, dishes and greeters too."""
     kinds = [words[key] for words in WORLD.values() for key in ("name", "verb", "thing", "place")]
     return {word for words in (*kinds, DISHES, GREETERS) for word in words}
 
@@ -355,7 +356,7 @@ def ask_volunteers(posts, answers, seed):
 
 
 def best_accuracy(records):
-    """The best accuracy that any model can reach on pairs labelled with these certainties; None without them."""
+    """The best accuracy that any model can reach on pairs with these certainties; None without them."""
     if not all("certainty" in record for record in records):
         return None
     return float(np.mean([max(r["certainty"], 1 - r["certainty"]) for r in records]))
@@ -363,7 +364,7 @@ def best_accuracy(records):
 
 TURN = "\n\nAssistant:"  # in a transcript, what follows the last of these is the answer
 ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant", "system": "System"}
-FORMS = [  # the keys that hold prompt, chosen and rejected answer; the first line whose keys are there is taken
+FORMS = [  # keys of the prompt, the chosen and the rejected answer; the first line that is there is taken
     ("prompt", "chosen", "rejected"),
     ("question", "chosen", "rejected"),
     ("question", "response_j", "response_k"),
@@ -378,7 +379,7 @@ NEVER_IGNORED = {"question", "conversations", "system", "instruction", "input", 
 
 
 def chat(key, value):
-    """A list of {"role", "content"} or {"from", "value"} objects, or one such object, as [(role, text), …]."""
+    """One or a list of {"role", "content"} or {"from", "value"} objects, as [(role, text), …]."""
     messages = []
     for message in value if isinstance(value, list) else [value]:
         match message:
@@ -388,7 +389,7 @@ def chat(key, value):
                 messages.append((ROLES[role], text))
             case _:
                 raise ValueError(
-                    f'"{key}" is neither a text nor a chat of {{"role": {" | ".join(ROLES)}, "content": text}}'
+                    f'"{key}" is neither text nor a chat of {{"role": user or assistant, "content"}}'
                 )
     return messages
 
@@ -399,7 +400,7 @@ def transcript(messages):
 
 
 def join_chat(prompt, answer):
-    """A prompt and an answer that may say the prompt, or the end of it, once more: all messages, each once."""
+    """A prompt, and an answer that may say the prompt or its end once more: all messages, each once."""
     for n in range(min(len(prompt), len(answer)), 0, -1):
         if prompt[-n:] == answer[:n]:
             return prompt + answer[n:]
@@ -531,7 +532,7 @@ def batches(lengths, batch_size, rng):
 def pad_rows(prompts, responses, device="cpu"):
     """Lists of ids to a right-padded batch.
 
-    Returns tokens (B, T), the mask of response tokens (B, T), and the column in which the first response starts.
+    Returns tokens (B, T), the mask of response tokens (B, T), and the column where the first response starts.
     """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses)]
     width = max(map(len, rows))
@@ -551,29 +552,33 @@ def pad_pairs(pairs, device="cpu"):
 # 5. Files
 
 
-def read_chunks(paths, size=2**20):
-    """The text of some files, gzip or not, in pieces of about `size` characters; None after each file.
+def read_chunks(path, size=2**20):
+    """The text of a UTF-8 file, gzip or not, in pieces of about `size` characters.
 
     A piece ends before white space, where words end too, so it is tokenized as it would be in the whole.
+    BadInput says in one sentence what is wrong with a file.
     """
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                zipped = file.read(2) == b"\x1f\x8b"
-            with gzip.open(path) if zipped else open(path, "rb") as file:
-                text, number = "", 0
-                for number, line in enumerate(file, start=1):
-                    text += line.decode("utf-8")
-                    if len(text) >= size:
-                        piece = text.rstrip()
-                        yield piece
-                        text = text[len(piece) :]
-                yield text
-                yield None
-        except UnicodeDecodeError:
-            raise BadInput(f"{path}:{number}: not UTF-8 text; save it as UTF-8") from None
-        except (OSError, EOFError, zlib.error) as error:
-            raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else open(path, "rb") as file:
+            text, number = "", 0
+            for number, line in enumerate(file, start=1):
+                text += line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if len(text) >= size:
+                    piece = text.rstrip()
+                    yield piece
+                    text = text[len(piece) :]
+            yield text
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}:{number}: not UTF-8 text; save it as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_text(path):
+    """All of such a file."""
+    return "".join(read_chunks(path))
 
 
 def encode_files(tokenizer, paths, target):
@@ -583,28 +588,13 @@ def encode_files(tokenizer, paths, target):
     """
     kind = np.dtype(np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32)
     with open(target, "wb") as file, tqdm(desc="encoding", unit=" characters", unit_scale=True) as bar:
-        for text in read_chunks(paths):
-            ids = [] if text is not None else [tokenizer.eos]
-            for i, part in enumerate((text or "").split(EOS)):
+        for text in (text for path in paths for text in (*read_chunks(path), EOS)):
+            ids = []
+            for i, part in enumerate(text.split(EOS)):
                 ids += [tokenizer.eos] * (i > 0) + tokenizer.encode(part)
             file.write(np.array(ids, dtype=kind).tobytes())
-            bar.update(len(text or ""))
+            bar.update(len(text))
     return np.memmap(target, dtype=kind, mode="r")
-
-
-def read_text(path):
-    """A UTF-8 file as text, `.gz` unpacked. BadInput says in one sentence what is wrong with it."""
-    try:
-        raw = Path(path).read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        return raw.decode("utf-8")
-    except FileNotFoundError:
-        raise BadInput(f"{path}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}:{line}: not UTF-8 text; save it as UTF-8") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path}: cannot be read ({error})") from None
 
 
 def write_files(directory, files):
@@ -612,21 +602,18 @@ def write_files(directory, files):
 
     So a reader never sees half a file, and a kill or a full disk leaves what was there before.
     """
-    temporary = {Path(directory, f"{name}.tmp"): content for name, content in files.items()}
+    temporary = [Path(directory, f"{name}.tmp") for name in files]
     try:
-        for path, content in temporary.items():
+        for path, content in zip(temporary, files.values()):
             with open(path, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # on the disk before it gets its name
-    except OSError as error:
+        for path in temporary:
+            os.replace(path, path.with_suffix(""))
+    finally:
         for path in temporary:
             path.unlink(missing_ok=True)
-        raise BadInput(
-            f"{directory}: cannot be written ({error.strerror}); what was saved before is untouched"
-        ) from None
-    for path in temporary:
-        os.replace(path, path.with_suffix(""))
 
 
 def write_records(path, records):
@@ -637,7 +624,7 @@ def write_records(path, records):
 
 def main():
     print(
-        "What people write. Before each summary: its writer. In brackets: how surprising the text is, in nats.\n"
+        "What people write. In brackets: who wrote the summary, and how surprising all of it is, in nats.\n"
     )
     for document in documents(8, seed=4):
         print(f"{document.prompt}{document.response}    [{document.writer}; {-document.log_prob:.1f}]\n")

@@ -41,15 +41,16 @@ from model import Run, add_common_options, average_gradients, load_model, make_o
 from model import own_pairs, printable, run_script, save_model, set_lr, set_up, shard, token_log_probs
 
 parser = make_parser("dpo.py", "Align a pretrained model by Direct Preference Optimisation.")
-parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from")
-parser.add_argument("--data", help="preference file; if left out, pairs of the model's own answers")
-parser.add_argument("--pairs", type=number(int, 20), default=9600, help="how many of its own to ask about")
-parser.add_argument("--out", default="runs/dpo", help="directory for the checkpoint")
-parser.add_argument("--beta", type=number(float, 0, above=True), default=0.5, help="higher stays closer to the reference")
-parser.add_argument("--loss", choices=["dpo", "ipo", "cdpo", "hinge", "sft"], default="dpo", help="what to minimise")
-parser.add_argument("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
-parser.add_argument("--batch-size", type=number(int, 1), default=64, help="pairs a step")
-parser.add_argument("--lr", type=number(float, 0, above=True), default=2e-3, help="peak learning rate")
+option = parser.add_argument
+option("--init", default="runs/pretrain", help="checkpoint to start from")
+option("--data", help="preference file; if left out, pairs of the model's own answers")
+option("--pairs", type=number(int, 20), default=9600, help="how many of its own to ask about")
+option("--out", default="runs/dpo", help="directory for the checkpoint")
+option("--beta", type=number(float, 1e-9), default=0.5, help="higher stays closer to the reference")
+option("--loss", choices=["dpo", "ipo", "cdpo", "hinge", "sft"], default="dpo", help="what to minimise")
+option("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
+option("--batch-size", type=number(int, 1), default=64, help="pairs a step")
+option("--lr", type=number(float, 1e-9), default=2e-3, help="peak learning rate")
 add_common_options(parser)
 
 
@@ -69,7 +70,9 @@ def dpo_loss(chosen, rejected, beta, kind="dpo"):
             return -0.9 * F.logsigmoid(beta * h) - 0.1 * F.logsigmoid(-beta * h)
         case "hinge":  # Zhao et al. 2023 (SLiC, arXiv 2305.10425): done once the margin is 1
             return F.relu(1 - beta * h)
-        case "sft":  # fine-tuning on the chosen answers alone (Preferred-FT in Rafailov et al. 2023, section 6)
+        case (
+            "sft"
+        ):  # fine-tuning on the chosen answers alone (Preferred-FT in Rafailov et al. 2023, section 6)
             return -chosen
 
 
@@ -92,11 +95,14 @@ def main(args):
     records = read_preferences(data)
     pairs, kept = encode_pairs(tokenizer, records, policy.config.n_positions)
     if len(pairs) < max(20, args.batch_size):
-        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few; give 20 or more, and not fewer than --batch-size")
+        raise BadInput(
+            f"{data}: {len(pairs)} usable pairs are too few; give 20 or more, and not fewer than --batch-size"
+        )
     n_val = min(1024, len(pairs) // 10)
     train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
     lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
-    print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {len(records) - len(pairs)} dropped. The first:")
+    dropped = len(records) - len(pairs)
+    print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {dropped} dropped. The first:")
     print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}".format(**kept[0])))
 
     # The reference never changes, so its log-probabilities are computed once and it can leave memory.
@@ -124,11 +130,15 @@ def main(args):
 
     per_epoch = math.ceil(len(train) / args.batch_size)
     steps = args.steps or per_epoch
-    order = [rows for _ in range(0, steps, per_epoch) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
+    order = [
+        rows
+        for _ in range(0, steps, per_epoch)
+        for rows in batches(lengths[: len(train)], args.batch_size, rng)
+    ]
     if args.compile:
         policy.transformer.compile(dynamic=True)
     optimizers = make_optimizers(policy, args.lr)
-    run = Run(args, "dpo", steps, rng, pairs, [policy], optimizers)
+    run = Run(args, "dpo", steps, pairs, [policy], optimizers)
     for step in run:
         rows = shard(order[step])
         chosen, rejected = log_ratios(rows)

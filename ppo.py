@@ -9,8 +9,8 @@ each token how much reward is still to come. Every iteration has five phases, nu
 
     python ppo.py
 
-takes a bit more than a minute on two CPU cores, after `pretrain.py` and `reward.py`. This is textbook PPO. Where
-it departs: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a network of its own.
+takes about a minute on two CPU cores, after `pretrain.py` and `reward.py`. This is textbook PPO for language
+models: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a network of its own.
 
 What you see, what is healthy, and what to do otherwise:
     score         the reward model's, mean. Rises and levels off. If it rises on and on while the answers
@@ -19,7 +19,8 @@ What you see, what is healthy, and what to do otherwise:
                   first, then about 0.5 here. Far above: raise --beta; stuck near 0: lower it.
     objective     score − β kl, the thing that is maximised. Should rise all the way.
     entropy       nats a token. Falls slowly. Near 0, the policy says one thing only: raise --beta.
-    approx_kl     how far an iteration moved the policy, nats a token, mean over its minibatches. Below 0.02; above: lower --lr.
+    approx_kl     how far an iteration moved the policy, nats a token, mean over its minibatches. Below 0.02;
+                  above: lower --lr.
     clip_fraction share of tokens whose probability moved by more than the clip allows. Below 0.2.
     ratio         mean of π_new / π_old. Stays within 1 % or so of 1.
     value_loss    the critic's squared error, halved, in the last minibatch. Falls.
@@ -36,22 +37,33 @@ import torch
 
 from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, read_preferences
 from model import Run, ScalarGPT, add_common_options, average_gradients, final_scores, generate, last_index
-from model import load_model, make_optimizers, make_parser, number, rank, run_script, save_model, set_lr, set_up, shard
-from model import token_log_probs, token_values
+from model import (
+    RANK,
+    load_model,
+    make_optimizers,
+    make_parser,
+    number,
+    run_script,
+    save_model,
+    set_lr,
+    set_up,
+)
+from model import shard, token_log_probs, token_values
 
 CLIP, LAMBDA, GROUP, MINIBATCH, PENALTY = 0.2, 0.95, 4, 64, 1.0
 
 parser = make_parser("ppo.py", "Align a pretrained model by PPO on a reward.")
-parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from")
-parser.add_argument("--reward", default="runs/reward", help="reward model, or a name in REWARDS")
-parser.add_argument("--data", help="preference file to take the prompts from; if left out, the one in --init")
-parser.add_argument("--out", default="runs/ppo", help="directory for the checkpoint")
-parser.add_argument("--beta", type=number(float, 0), default=0.4, help="higher stays closer to the reference")
-parser.add_argument("--advantage", choices=["gae", "rloo", "grpo"], default="gae", help="how an answer is credited")
-parser.add_argument("--steps", type=number(int, 1), default=80, help="iterations")
-parser.add_argument("--batch-size", type=number(int, GROUP), default=128, help="answers an iteration")
-parser.add_argument("--epochs", type=number(int, 1), default=2, help="passes over each iteration's answers")
-parser.add_argument("--lr", type=number(float, 0, above=True), default=2e-3, help="peak learning rate")
+option = parser.add_argument
+option("--init", default="runs/pretrain", help="checkpoint to start from")
+option("--reward", default="runs/reward", help="reward model, or a name in REWARDS")
+option("--data", help="preference file to take the prompts from; if left out, the one in --init")
+option("--out", default="runs/ppo", help="directory for the checkpoint")
+option("--beta", type=number(float, 0), default=0.4, help="higher stays closer to the reference")
+option("--advantage", choices=["gae", "rloo", "grpo"], default="gae", help="how to credit tokens")
+option("--steps", type=number(int, 1), default=80, help="iterations")
+option("--batch-size", type=number(int, GROUP), default=128, help="answers an iteration")
+option("--epochs", type=number(int, 1), default=2, help="passes over each iteration's answers")
+option("--lr", type=number(float, 1e-9), default=2e-3, help="peak learning rate")
 add_common_options(parser)
 
 
@@ -135,7 +147,7 @@ def value_loss(values, old_values, returns, mask):
 
 def main(args):
     device = set_up(args)
-    torch.manual_seed(args.seed + rank())  # each process writes its own answers
+    torch.manual_seed(args.seed + RANK)  # each process writes its own answers
     rng = np.random.default_rng(args.seed)
 
     # The policy starts as a copy of the reference, the critic as a copy of the reward model.
@@ -143,7 +155,9 @@ def main(args):
     policy, reference = (load_model(args.init).to(device) for _ in range(2))
     learned = args.reward not in REWARDS
     if learned and Tokenizer.load(args.reward) != tokenizer:
-        raise BadInput(f"{args.reward}: its tokenizer is not that of {args.init}; train both from one pretrained model")
+        raise BadInput(
+            f"{args.reward}: its tokenizer is not that of {args.init}; train both from one pretrained model"
+        )
     reward_model = load_model(args.reward, ScalarGPT).to(device) if learned else None
     critic = load_model(args.reward if learned else args.init, ScalarGPT, new_head=not learned).to(device)
     use_critic = args.advantage == "gae"
@@ -153,22 +167,26 @@ def main(args):
     texts = [record["prompt"] for record in read_preferences(data) if record["prompt"]]
     room = policy.config.n_positions - MAX_ANSWER_TOKENS
     if len(texts) < 20 or room < 1:
-        raise BadInput(f"{data}: {len(texts)} prompts, of which {room} tokens fit; give 20 or more, and a longer context")
+        raise BadInput(
+            f"{data}: {len(texts)} prompts with room for {room} tokens each; give 20, and a larger context"
+        )
     prompts = [tokenizer.encode(text)[-room:] for text in texts]
     n_val = min(1024, len(prompts) // 10)
     print(f"{data}: {len(prompts) - n_val} prompts to learn on, {n_val} held out")
 
     @torch.no_grad()
     def rollout(rows):
-        """Answers to prompts, all (B, T): tokens, mask, log π, log π_ref; their scores and ends (B,); their start."""
-        start = min(len(prompts[i]) for i in rows)
-        tokens, mask, log_probs = generate(policy, [prompts[i] for i in rows], MAX_ANSWER_TOKENS, tokenizer.eos)
+        """Answers to prompts, (B, T): tokens, mask, log π, log π_ref; (B,): scores, ended; and their start."""
+        asked = [prompts[i] for i in rows]
+        start = min(map(len, asked))
+        tokens, mask, log_probs = generate(policy, asked, MAX_ANSWER_TOKENS, tokenizer.eos)
         reference_log_probs = token_log_probs(reference, tokens, mask, start)
         if learned:
             score = final_scores(reward_model, tokens, mask, start)
         else:
             answers = [tokenizer.decode(row[new]) for row, new in zip(tokens, mask)]
-            score = torch.tensor([float(REWARDS[args.reward](texts[i], a)) for i, a in zip(rows, answers)], device=device)
+            scores = [float(REWARDS[args.reward](texts[i], answer)) for i, answer in zip(rows, answers)]
+            score = torch.tensor(scores, device=device)
         ended = ((tokens == tokenizer.eos) & mask).any(1)
         return tokens, mask, log_probs, reference_log_probs, score - PENALTY * ~ended, ended, start
 
@@ -179,9 +197,10 @@ def main(args):
     optimizers = [optimizer for model in models for optimizer in make_optimizers(model, args.lr)]
     tolerance = 1e-3 if args.dtype == "float32" else 0.5  # between one token at a time and all at once
     n = args.batch_size if use_critic else args.batch_size // GROUP  # prompts an iteration
+    n_minibatches = max(1, args.batch_size // MINIBATCH)
     passes = range(0, args.steps * n, len(prompts) - n_val)
     order = np.concatenate([rng.permutation(len(prompts) - n_val) for _ in passes])
-    run = Run(args, "ppo", args.steps, rng, prompts, models, optimizers)
+    run = Run(args, "ppo", args.steps, prompts, models, optimizers)
     for step in run:
         # 1. Rollout: the policy answers a batch of prompts. The sampler's log-probabilities are the old ones.
         rows = shard(order[step * n : (step + 1) * n]).repeat(1 if use_critic else GROUP)
@@ -203,11 +222,11 @@ def main(args):
         set_lr(optimizers, step, args.steps, warmup=5)
         moved = []
         for _ in range(args.epochs):
-            for i in torch.randperm(len(tokens), device=device).tensor_split(max(1, args.batch_size // MINIBATCH)):
+            for i in torch.randperm(len(tokens), device=device).tensor_split(n_minibatches):
                 log_probs = token_log_probs(policy, tokens[i], mask[i], start)
                 loss, ratio = policy_loss(log_probs, old_log_probs[i], advantages[i], mask[i])
-                clipped = (ratio - 1).abs() > CLIP
-                moved.append([masked_mean(x, mask[i]) for x in (ratio.detach(), ratio.detach().log(), clipped.float())])
+                r = ratio.detach()
+                moved.append([masked_mean(x, mask[i]) for x in (r, r - 1 - r.log(), ((r - 1).abs() > CLIP))])
                 if len(moved) == 1:  # nothing has moved yet in this iteration
                     assert (ratio - 1).abs().max() < tolerance, "the sampler and the model disagree"
                 if use_critic:
@@ -224,14 +243,14 @@ def main(args):
         if step == 0:
             assert kl.abs().mean() < tolerance, "the policy does not start as the reference"
 
-        ratio, log_ratio, clipped = torch.tensor(moved).mean(0)
+        ratio, approx_kl, clip_fraction = torch.tensor(moved).mean(0)
         metrics = {
             "score": score.mean(),
             "kl": kl.mean(),
             "objective": (score - args.beta * kl).mean(),
             "entropy": -masked_mean(old_log_probs, mask),
-            "approx_kl": ratio - 1 - log_ratio,
-            "clip_fraction": clipped,
+            "approx_kl": approx_kl,
+            "clip_fraction": clip_fraction,
             "ratio": ratio,
             "eos": ended.float().mean(),
             "length": mask.sum(1).float().mean(),
@@ -240,12 +259,9 @@ def main(args):
             metrics["value_loss"] = critic_loss.detach()
             metrics["explained_variance"] = 1 - (returns - old_values)[mask].var() / returns[mask].var()
         run.log(**{name: float(value) for name, value in metrics.items()})
-        # Two ways to collapse, said while it happens.
-        if (metrics["objective"] < run.metrics[0]["score"] - 1 and args.beta) or metrics["entropy"] < 0.02:
-            run.bar.write(f"iteration {step + 1}: the KL costs more than the score has gained, or the entropy is near 0; "
-                          "raise --beta or lower --lr")
-        if len({tuple(row[new].tolist()) for row, new in zip(tokens, mask)}) == 1:
-            run.bar.write(f"iteration {step + 1}: all prompts got the same answer; raise --beta or lower --lr")
+        lost = metrics["objective"] < run.metrics[0]["score"] - 1 and args.beta
+        if lost or metrics["entropy"] < 0.02:
+            run.bar.write(f"iteration {step + 1}: the policy collapses; raise --beta or lower --lr")
 
     save_model(policy, tokenizer, args.out)
     held_out = sorted(range(len(prompts) - n_val, len(prompts)), key=lambda i: len(prompts[i]))

@@ -31,33 +31,34 @@ import torch
 import torch.nn.functional as F
 
 from data import BadInput, Tokenizer, batches, documents, encode_files, pad_rows, read_chunks
-from model import GPT, Config, Run, add_common_options, average_gradients, load_model, make_optimizers
-from model import make_parser, number, printable, rank, run_script, sample_texts, save_model, set_lr, set_up, shard
+from model import GPT, RANK, Config, Run, add_common_options, average_gradients, load_model, make_optimizers
+from model import make_parser, number, printable, run_script, sample_texts, save_model, set_lr, set_up, shard
 
 parser = make_parser("pretrain.py", "Pretrain a small GPT on the embedded world or on your own text.")
-parser.add_argument("--data", nargs="+", metavar="FILE", help="UTF-8 text, gzip too; if left out, the embedded world")
-parser.add_argument("--init", help="checkpoint to start from, e.g. a GPT-2; if left out, from scratch")
-parser.add_argument("--out", default="runs/pretrain", help="directory for the checkpoint")
-parser.add_argument("--steps", type=number(int, 1), default=600, help="optimizer steps")
-parser.add_argument("--batch-size", type=number(int, 1), default=64, help="documents a step")
-parser.add_argument("--lr", type=number(float, 0, above=True), default=0.03, help="peak learning rate")
-parser.add_argument("--vocab-size", type=number(int, 1), default=768, help="tokens to tell apart, at most")
-parser.add_argument("--block-size", type=number(int, 2), default=128, help="the context: longest text in tokens")
-parser.add_argument("--n-layer", type=number(int, 1), default=2, help="blocks")
-parser.add_argument("--n-head", type=number(int, 1), default=4, help="attention heads a block")
-parser.add_argument("--n-embd", type=number(int, 1), default=128, help="channels")
+option = parser.add_argument
+option("--data", nargs="+", metavar="FILE", help="UTF-8 text, gzip too; if left out, the embedded world")
+option("--init", help="checkpoint to start from, e.g. a GPT-2; if left out, from scratch")
+option("--out", default="runs/pretrain", help="directory for the checkpoint")
+option("--steps", type=number(int, 1), default=600, help="optimizer steps")
+option("--batch-size", type=number(int, 1), default=64, help="documents a step")
+option("--lr", type=number(float, 1e-9), default=0.02, help="peak learning rate")
+option("--vocab-size", type=number(int, 1), default=768, help="tokens to tell apart, at most")
+option("--block-size", type=number(int, 2), default=128, help="the context: longest text in tokens")
+option("--n-layer", type=number(int, 1), default=2, help="blocks")
+option("--n-head", type=number(int, 1), default=4, help="attention heads a block")
+option("--n-embd", type=number(int, 1), default=128, help="channels")
 add_common_options(parser)
 
 
 def next_token_loss(model, tokens, mask):
-    """Cross-entropy in nats per token, over the tokens (B, T) under the mask (B, T); the first is never guessed."""
+    """Cross-entropy in nats per token, over the tokens (B, T) under the mask (B, T); the first is given."""
     logits = model(tokens[:, :-1]).float()  # (B, T − 1, V); those at t are about the token at t + 1
     targets = tokens[:, 1:].masked_fill(~mask[:, 1:], -100)  # F.cross_entropy ignores −100
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def load_world(args, rng):
-    """The embedded world: tokenizer, training rows, the rows of each batch, held-out rows, and their entropy."""
+    """The embedded world: tokenizer, training rows, which of them each batch has, held-out rows, entropy."""
     # Every training document is new. The held-out ones are the same for every seed.
     train, val = documents(args.steps * args.batch_size, seed=[args.seed, 0]), documents(1024, seed=[0, 1])
     if args.init:
@@ -75,12 +76,14 @@ def load_files(args, rng):
     if args.init:
         tokenizer = Tokenizer.load(args.init)
     else:  # the first sixteen million characters tell enough about which words are frequent
-        pieces = itertools.islice(filter(None, read_chunks(args.data)), 16)
+        pieces = itertools.islice((text for path in args.data for text in read_chunks(path)), 16)
         tokenizer = Tokenizer.train(pieces, args.vocab_size)
-    ids = encode_files(tokenizer, args.data, Path(args.out, f"tokens{rank() or ''}.bin"))
+    ids = encode_files(tokenizer, args.data, Path(args.out, f"tokens{RANK or ''}.bin"))
     n_val = min(len(ids) // 10, 100_000) // args.block_size * args.block_size
     if n_val == 0:
-        raise BadInput(f"{args.data[0]}: {len(ids)} tokens are too few; give ten times --block-size, or lower it")
+        raise BadInput(
+            f"{args.data[0]}: {len(ids)} tokens are too few; give ten times --block-size, or lower it"
+        )
     rows = np.lib.stride_tricks.sliding_window_view(ids[:-n_val], args.block_size)
     order = rng.integers(0, len(rows), size=(args.steps, args.batch_size))
     return tokenizer, rows, order, ids[-n_val:].reshape(-1, args.block_size), None
@@ -94,10 +97,13 @@ def main(args):
     if args.init:
         model = load_model(args.init).to(device)
     else:
-        model = GPT(Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)).to(device)
+        model = GPT(Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)).to(
+            device
+        )
     longest = args.block_size if args.data else max(map(len, rows + val_rows))
     if longest > model.config.n_positions:
-        raise BadInput(f"texts of {longest} tokens do not fit into a context of {model.config.n_positions}: see --block-size")
+        context = model.config.n_positions
+        raise BadInput(f"texts of {longest} tokens do not fit into a context of {context}: see --block-size")
 
     def batch(rows):
         """Tokens (B, T) and the mask of what is to be guessed: all but the first token."""
@@ -120,14 +126,18 @@ def main(args):
             prompt, how = tokenizer.decode(val_rows[0][: args.block_size // 8]), {"temperature": 0.8}
         else:
             prompt, how = documents(1, seed=[0, 1], kind="POST")[0].prompt, {"temperature": 0}
-        generator = torch.Generator(device).manual_seed(0)  # so that the sample takes nothing from the run's randomness
-        run.bar.write(printable(prompt + sample_texts(model, tokenizer, [prompt], generator=generator, **how)[0]) + "\n")
+        generator = torch.Generator(device).manual_seed(
+            0
+        )  # so that the sample takes nothing from the run's randomness
+        run.bar.write(
+            printable(prompt + sample_texts(model, tokenizer, [prompt], generator=generator, **how)[0]) + "\n"
+        )
 
     if args.compile:
         model.transformer.compile(dynamic=True)
     optimizers = make_optimizers(model, args.lr)
     made_from = [tokenizer.merges, args.data and np.memmap(Path(args.out, "tokens.bin"))]
-    run = Run(args, "pretrain", args.steps, rng, made_from, [model], optimizers)
+    run = Run(args, "pretrain", args.steps, made_from, [model], optimizers)
     for step in run:
         if step == 0:
             show_sample()

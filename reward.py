@@ -25,19 +25,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import BadInput, Tokenizer, batches, best_accuracy, encode_pairs, pad_pairs, read_preferences
-from data import MAX_ANSWER_TOKENS
-from model import Run, add_common_options, average_gradients, final_scores, load_model, make_optimizers, make_parser
-from model import ScalarGPT, generate, number, own_pairs, printable, run_script, save_model, set_lr, set_up, shard
+from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, batches, best_accuracy, encode_pairs, pad_pairs
+from data import read_preferences
+from model import Run, ScalarGPT, add_common_options, average_gradients, final_scores, generate, load_model
+from model import make_optimizers, make_parser, number, own_pairs, printable, run_script, save_model, set_lr
+from model import set_up, shard
 
 parser = make_parser("reward.py", "Learn a reward model from preferences.")
-parser.add_argument("--init", default="runs/pretrain", help="checkpoint to start from")
-parser.add_argument("--data", help="preference file; if left out, pairs of the model's own answers")
-parser.add_argument("--pairs", type=number(int, 20), default=9600, help="how many of its own to ask about")
-parser.add_argument("--out", default="runs/reward", help="directory for the checkpoint")
-parser.add_argument("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
-parser.add_argument("--batch-size", type=number(int, 1), default=64, help="pairs a step")
-parser.add_argument("--lr", type=number(float, 0, above=True), default=1e-2, help="peak learning rate")
+option = parser.add_argument
+option("--init", default="runs/pretrain", help="checkpoint to start from")
+option("--data", help="preference file; if left out, pairs of the model's own answers")
+option("--pairs", type=number(int, 20), default=9600, help="how many of its own to ask about")
+option("--out", default="runs/reward", help="directory for the checkpoint")
+option("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
+option("--batch-size", type=number(int, 1), default=64, help="pairs a step")
+option("--lr", type=number(float, 1e-9), default=1e-2, help="peak learning rate")
 add_common_options(parser)
 
 
@@ -77,11 +79,14 @@ def main(args):
     records = read_preferences(data)
     pairs, kept = encode_pairs(tokenizer, records, model.config.n_positions)
     if len(pairs) < max(20, args.batch_size):
-        raise BadInput(f"{data}: {len(pairs)} usable pairs are too few; give 20 or more, and not fewer than --batch-size")
+        raise BadInput(
+            f"{data}: {len(pairs)} usable pairs are too few; give 20 or more, and not fewer than --batch-size"
+        )
     n_val = min(1024, len(pairs) // 10)
     train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
     lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
-    print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {len(records) - len(pairs)} dropped. The first:")
+    dropped = len(records) - len(pairs)
+    print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {dropped} dropped. The first:")
     print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}".format(**kept[0])))
 
     @torch.no_grad()
@@ -97,11 +102,15 @@ def main(args):
 
     per_epoch = math.ceil(len(train) / args.batch_size)
     steps = args.steps or per_epoch
-    order = [rows for _ in range(0, steps, per_epoch) for rows in batches(lengths[: len(train)], args.batch_size, rng)]
+    order = [
+        rows
+        for _ in range(0, steps, per_epoch)
+        for rows in batches(lengths[: len(train)], args.batch_size, rng)
+    ]
     if args.compile:
         model.transformer.compile(dynamic=True)
     optimizers = make_optimizers(model, args.lr)
-    run = Run(args, "reward", steps, rng, pairs, [model], optimizers)
+    run = Run(args, "reward", steps, pairs, [model], optimizers)
     for step in run:
         rows = shard(order[step])
         chosen, rejected = pair_scores(model, [pairs[i] for i in rows], device).unbind(1)
@@ -124,7 +133,9 @@ def main(args):
     prompts, scores = sorted((pairs[i][0] for i in val), key=len), []
     with torch.no_grad():
         for i in range(0, n_val, args.batch_size):
-            tokens, mask, _ = generate(reference, prompts[i : i + args.batch_size], MAX_ANSWER_TOKENS, tokenizer.eos)
+            tokens, mask, _ = generate(
+                reference, prompts[i : i + args.batch_size], MAX_ANSWER_TOKENS, tokenizer.eos
+            )
             scores.append(final_scores(model, tokens, mask))
     model.shift(-torch.cat(scores).mean())
 

@@ -27,38 +27,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge, read_preferences, read_text, write_files
-from model import generate, load_model, make_parser, number, printable, run_script, sample_texts, set_up, token_log_probs
+from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge, read_preferences, read_text
+from data import write_files
+from model import generate, load_model, make_parser, number, printable, run_script, sample_texts, set_up
+from model import token_log_probs
 
 parser = make_parser("sample.py", "Talk to a checkpoint, compare checkpoints, or label pairs of answers.")
-parser.add_argument("--init", help="checkpoint to talk to; if left out, runs/dpo, or with --label runs/pretrain")
-parser.add_argument("--prompt", help=r"answer this and stop; \n stands for a new line")
-parser.add_argument("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help="longest answer")
-parser.add_argument("--temperature", type=number(float, 0), default=1.0, help="0 always takes the likeliest token")
-parser.add_argument("--top-k", type=number(int, 0), default=0, help="choose among the k likeliest tokens; 0: all")
-parser.add_argument("--top-p", type=number(float, 0, 1), default=1.0, help="choose among the likeliest with this mass")
-parser.add_argument("--compare", nargs="*", metavar="DIR", help="score checkpoints, the reference first; none: those in runs/")
-parser.add_argument("--shifted", action="store_true", help="compare on letters, which no volunteer ever saw")
-parser.add_argument("--posts", type=number(int, 2), default=64, help="held-out posts to compare on")
-parser.add_argument("--answers", type=number(int, 2), default=256, help="answers of the reference to each of them")
-parser.add_argument("--json", action="store_true", help="print the comparison as one JSON list")
-parser.add_argument("--label", type=number(int, 1), metavar="N", help="show N pairs of answers and let you choose")
-parser.add_argument("--labels", default="runs/labels.jsonl", help="file that your choices are added to")
-parser.add_argument("--data", help="with --label: preference file to take the prompts from; if left out, new posts")
-parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="seed of the sampling")
-parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="the best one here, if left out")
+option = parser.add_argument
+option("--init", help="checkpoint to talk to; if left out, runs/dpo, or with --label runs/pretrain")
+option("--prompt", help=r"answer this and stop; \n stands for a new line")
+option("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help="longest answer")
+option("--temperature", type=number(float, 0), default=1.0, help="0 always takes the likeliest token")
+option("--top-k", type=number(int, 0), default=0, help="choose among the k likeliest tokens; 0: all")
+option("--top-p", type=number(float, 0, 1), default=1.0, help="choose among the likeliest with this mass")
+option("--compare", nargs="*", metavar="DIR", help="checkpoints, the reference first; none: those in runs/")
+option("--shifted", action="store_true", help="compare on letters, which no volunteer ever saw")
+option("--posts", type=number(int, 2), default=64, help="held-out posts to compare on")
+option("--answers", type=number(int, 2), default=256, help="answers of the reference to each of them")
+option("--json", action="store_true", help="print the comparison as one JSON list")
+option("--label", type=number(int, 1), metavar="N", help="show N pairs and let you choose")
+option("--labels", default="runs/labels.jsonl", help="file that your choices are added to")
+option("--data", help="with --label: preference file with prompts; if left out, new posts")
+option("--seed", type=number(int, 0, 2**63 - 1), default=1, help="seed of the sampling")
+option("--device", choices=["cpu", "cuda", "mps"], help="the best one here, if left out")
 
 
 def measure(policy, reference, tokenizer, posts, k, temperature=1.0):
     """k answers of the policy to each of P posts.
 
-    Returns texts (P lists of k), the judge's scores (P, k), log π − log π_ref (P, k) and lengths in tokens (P, k).
-    π is what was sampled from, at that temperature; the mean of log π − log π_ref is its KL from the reference.
+    Returns texts (P lists of k), and (P, k) each: the judge's scores, log π − log π_ref, lengths in tokens.
+    π is what was sampled from, at that temperature; the mean of log π − log π_ref is its KL.
     """
     texts, scores, log_ratios, lengths = [], [], [], []
     for post in posts:
         prompt = tokenizer.encode(post)
-        tokens, mask, log_probs = generate(policy, [prompt] * k, MAX_ANSWER_TOKENS, tokenizer.eos, temperature)
+        same = [prompt] * k
+        tokens, mask, log_probs = generate(policy, same, MAX_ANSWER_TOKENS, tokenizer.eos, temperature)
         with torch.no_grad():
             reference_log_probs = token_log_probs(reference, tokens, mask, len(prompt))
         if temperature == 0:
@@ -77,18 +81,18 @@ def optimal_weights(scores, beta):
 
 
 def wins(scores, reference_scores):
-    """How often each answer (P, k) beats a reference answer (P, m) to the same post: (P, k); ties count half."""
+    """How often each answer (P, k) beats a reference answer (P, m) to its post: (P, k); ties count half."""
     return np.sign(scores[:, :, None] - reference_scores[:, None, :]).mean(2) / 2 + 0.5
 
 
-def frontier(scores, values=(), betas=np.geomspace(1e4, 0.05, 100)):
+def frontier(scores, values=()):
     """The ideal policies, from the scores (P, k) of reference answers, post by post.
 
-    Returns an array (2 + len(values), betas, P), KL ascending along the second axis: each policy's KL from the
-    reference, its score, and its mean of each of `values` (P, k).
+    Returns an array (2 + len(values), 100, P), where β falls and the KL rises along the second axis: each
+    policy's KL from the reference, its score, and its mean of each of `values` (P, k).
     """
     points = []
-    for beta in betas:
+    for beta in np.geomspace(1e4, 0.05, 100):
         w = optimal_weights(scores, beta)
         kl = (w * np.log(np.maximum(w * scores.shape[1], 1e-300))).sum(1)
         points.append([kl, *[(w * value).sum(1) for value in (scores, *values)]])
@@ -96,9 +100,26 @@ def frontier(scores, values=(), betas=np.geomspace(1e4, 0.05, 100)):
 
 
 def standard_errors(statistic, n_posts, resamples=400):
-    """Bootstrap over posts (Efron 1979): how much `statistic(rows) -> numbers` varies when other posts are drawn."""
+    """Bootstrap over posts (Efron 1979): how much `statistic(posts)` varies when other posts are drawn."""
     rng = np.random.default_rng(0)
     return np.std([statistic(rng.integers(0, n_posts, n_posts)) for _ in range(resamples)], axis=0, ddof=1)
+
+
+TABLE = [  # title of a column, its figure, how to print it, and whether its standard error stands beside it
+    ("score", "score", ".2f", True),
+    ("KL", "kl", ".2f", True),
+    ("optimum", "optimal_score", ".2f", False),
+    ("share", "share", ".1%", True),
+    ("wins", "win_rate", ".1%", True),
+    ("optimum", "optimal_win_rate", ".1%", False),
+    ("length", "length", ".1f", False),
+    ("repeats", "repeats", ".0%", False),
+]
+LEGEND = """
+score: the judge's, mean; 4 is perfect. KL: distance from the first model, in nats an answer. optimum: the
+best that any policy could do at that KL. share: of the optimal gain. wins: against the first model's answers
+at temperature 1, ties half. length: in tokens. repeats: answers that repeat the post's first sentence.
+"""
 
 
 def compare(args, device):
@@ -114,49 +135,52 @@ def compare(args, device):
     posts = [d.prompt for d in documents(args.posts, seed=[0, 3], kind="LETTER" if args.shifted else "POST")]
     firsts = [re.match(r"\w+:( .+?\.)", post)[1] for post in posts]
 
-    def ask(model, k, temperature):
+    def ask(model, k, temperature=1.0):
         torch.manual_seed(args.seed)  # so that no model's figures depend on which others stand beside it
         return measure(model, models[0], tokenizer, posts, k, temperature)
 
-    base = ask(models[0], args.answers, 1.0)
+    base = ask(models[0], args.answers)
     optimum = frontier(base[1], [wins(base[1], base[1])])
-    fewer = 1 if args.temperature == 0 else max(2, args.answers // 4)
-    measured = [base if (model is models[0] and args.temperature == 1) else ask(model, fewer, args.temperature) for model in models]
+    k = 1 if args.temperature == 0 else max(2, args.answers // 4)
+    measured = [ask(model, k, args.temperature) for model in models]
+    if args.temperature == 1:
+        measured[0] = base
+
     rows = []
     for name, (texts, scores, log_ratios, lengths) in zip(names, measured):
-        repeats = [np.mean([text == first for text in some]) for some, first in zip(texts, firsts)]
-        of_posts = np.stack([scores.mean(1), log_ratios.mean(1), wins(scores, base[1]).mean(1), lengths.mean(1), repeats])
+        repeats = np.array([[text == first for text in some] for some, first in zip(texts, firsts)])
+        means = np.array([x.mean(1) for x in (scores, log_ratios, wins(scores, base[1]), lengths, repeats)])
 
         def figures(some):
-            """From the posts of these numbers."""
-            score, kl, win_rate, length, repeats = of_posts[:, some].mean(1)
+            """In the order of `TABLE`, from the posts of these numbers."""
+            score, kl, win_rate, length, repeats = means[:, some].mean(1)
             kls, optimal_scores, optimal_wins = optimum[:, :, some].mean(2)
             best, start = np.interp(kl, kls, optimal_scores), base[1][some].mean()
             share = (score - start) / max(best - start, 1e-9)
             return [score, kl, best, share, win_rate, np.interp(kl, kls, optimal_wins), length, repeats]
 
-        keys = ["score", "kl", "optimal_score", "share", "win_rate", "optimal_win_rate", "length", "repeats"]
-        found = dict(zip(keys, figures(np.arange(len(posts)))))
-        found |= dict(zip([f"{key}_se" for key in keys], standard_errors(figures, len(posts))))
-        found = {key: round(float(value), 6) + 0.0 for key, value in found.items()}  # + 0.0: no −0.0
-        rows.append({"checkpoint": name, **found, **({"share": None, "share_se": None} if found["kl"] < 1e-3 else {})})
+        row = {"checkpoint": name}
+        both = figures(np.arange(len(posts))), standard_errors(figures, len(posts))
+        for (_, key, _, _), value, error in zip(TABLE, *both):
+            row |= {key: round(value, 6) + 0.0, f"{key}_se": round(error, 6)}  # + 0.0: no −0.0
+        if row["kl"] < 1e-3:
+            row |= {"share": None, "share_se": None}  # nothing was there to be gained
+        rows.append(row)
     if args.json:
         print(json.dumps(rows))
         return
 
     kind = "letters" if args.shifted else "posts"
-    print(f"{args.posts} held-out {kind}, {len(measured[-1][1][0])} answers to each, temperature {args.temperature:g}; ± one standard error\n")
-    print(f"{'checkpoint':15}{'score':>14}{'KL':>14}{'optimum':>9}{'share':>15}{'wins':>15}{'optimum':>9}{'length':>8}{'repeats':>9}")
-    percent = lambda row, key: "" if row[key] is None else f"{row[key]:.1%} ± {row[key + '_se']:.1%}"
-    plain = lambda row, key: f"{row[key]:.2f} ± {row[key + '_se']:.2f}"
+    print(f"{args.posts} held-out {kind}, temperature {args.temperature:g}; ± one standard error\n")
+    widths = [15 if with_error else 9 for *_, with_error in TABLE]
+    print(f"{'checkpoint':14}" + "".join(f"{title:>{width}}" for (title, *_), width in zip(TABLE, widths)))
     for row in rows:
-        print(f"{row['checkpoint']:15}{plain(row, 'score'):>14}{plain(row, 'kl'):>14}{row['optimal_score']:9.2f}{percent(row, 'share'):>15}"
-              f"{percent(row, 'win_rate'):>15}{row['optimal_win_rate']:9.1%}{row['length']:8.1f}{row['repeats']:9.0%}")
-    print(
-        "\nscore: the judge's, mean; 4 is perfect. KL: distance from the first model, in nats an answer. optimum: the best\n"
-        "that any policy could do at that KL. share: of the optimal gain. wins: against the first model's answers at\n"
-        "temperature 1, ties half. length: in tokens, with the end. repeats: answers that repeat the post's first sentence.\n"
-    )
+        cells = []
+        for _, key, form, with_error in TABLE:
+            cell = "" if row[key] is None else f"{row[key]:{form}}"
+            cells.append(f"{cell} ± {row[f'{key}_se']:{form}}" if with_error and cell else cell)
+        print(f"{row['checkpoint']:14}" + "".join(f"{c:>{width}}" for c, width in zip(cells, widths)))
+    print(LEGEND)
     for i, post in enumerate(posts[:5]):
         print(post)
         for name, (texts, scores, _, _) in zip(names, measured):
@@ -179,7 +203,11 @@ def label(args, device):
     lines = [line for line in read_text(path).split("\n") if line] if path.exists() else []
     if lines and lines[0].startswith("["):
         raise BadInput(f"{path}: a JSON array, to which no line can be added; give another --labels file")
-    write_files(path.parent, {path.name: "".join(f"{line}\n" for line in lines).encode()})  # fails now or never
+
+    def save():
+        write_files(path.parent, {path.name: "".join(f"{line}\n" for line in lines).encode()})
+
+    save()  # if it cannot be written, better to know before the first choice
     seen = {record["prompt"] for record in read_preferences(path)} if lines else set()
     if args.data:
         prompts = [record["prompt"] for record in read_preferences(args.data)]
@@ -188,12 +216,14 @@ def label(args, device):
     room = model.config.n_positions - args.max_new_tokens
     prompts = [p for p in dict.fromkeys(prompts) if p and p not in seen and len(tokenizer.encode(p)) < room]
     if not prompts:
-        raise BadInput(f"{args.data or init}: no new prompt is left that fits into a context of {model.config.n_positions}")
-    print(f"{path}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. u: undo. q: stop and keep.\n")
+        raise BadInput(f"{args.data or init}: no new prompt is left that fits into the model's context")
+    print(f"{path}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. u: undo. q: stop.\n")
 
     def new_pairs():
         for prompt in prompts:
-            first, second = sample_texts(model, tokenizer, [prompt] * 2, args.max_new_tokens, temperature=args.temperature)
+            first, second = sample_texts(
+                model, tokenizer, [prompt] * 2, args.max_new_tokens, temperature=args.temperature
+            )
             if first != second:  # else there is nothing to choose
                 yield prompt, first, second
 
@@ -218,7 +248,7 @@ def label(args, device):
             waiting += [pair, chosen_pairs.pop()]
         elif key != "s":
             waiting.append(pair)  # ask again
-        write_files(path.parent, {path.name: "".join(f"{line}\n" for line in lines).encode()})
+        save()
     print(f"{len(lines)} choices in {path}. Learn from them: python dpo.py --init {init} --data {path}")
 
 
