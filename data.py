@@ -13,6 +13,7 @@ Look at the data before anything else:
 """
 
 import gzip
+import itertools
 import json
 import math
 import os
@@ -41,11 +42,7 @@ EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 def byte_alphabet():
     """GPT-2's name for each of the 256 bytes: itself where it prints, else a letter from U+0100 on."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    printable = [ord(c) for c in map(chr, range(256)) if "!" <= c <= "~" or "¡" <= c <= "¬" or "®" <= c]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
@@ -105,7 +102,7 @@ class Tokenizer:
         smallest = len(BYTE_TO_CHAR) + 2
         if vocab_size < smallest:
             raise BadInput(
-                f"a vocabulary of {vocab_size} is too small: 256 bytes and 2 special tokens need {smallest}"
+                f"a vocabulary of {vocab_size} is too small: bytes and special tokens are {smallest}"
             )
         word_counts = Counter(word for text in texts for word in word_pattern().findall(text))
         symbols = {word: spell(word) for word in word_counts}
@@ -157,17 +154,14 @@ class Tokenizer:
     def files(self):
         """The two files that GPT-2's tokenizer is made of, as {name: bytes}."""
         merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self.merges)
-        return {
-            "vocab.json": json.dumps(self.vocab, ensure_ascii=False).encode(),
-            "merges.txt": merges.encode(),
-        }
+        vocab = json.dumps(self.vocab, ensure_ascii=False)
+        return {"vocab.json": vocab.encode(), "merges.txt": merges.encode()}
 
     @classmethod
     def load(cls, directory):
         """Read both files. BadInput where they are missing, not GPT-2's, or do not fit the model there."""
-        vocab_path, merges_path, config_path = (
-            Path(directory, n) for n in ("vocab.json", "merges.txt", "config.json")
-        )
+        vocab_path, merges_path = Path(directory, "vocab.json"), Path(directory, "merges.txt")
+        config_path = Path(directory, "config.json")
         try:
             vocab = json.loads(read_text(vocab_path))
             if sorted(vocab.values()) != list(range(len(vocab))):
@@ -369,28 +363,25 @@ FORMS = [  # keys of the prompt, the chosen and the rejected answer; the first l
     ("question", "chosen", "rejected"),
     ("question", "response_j", "response_k"),
     ("conversations", "chosen", "rejected"),
-    (
-        None,
-        "chosen",
-        "rejected",
-    ),  # whole transcripts, as in HH (Bai et al. 2022): the prompt is what both share
+    (None, "chosen", "rejected"),  # transcripts, as in HH (Bai et al. 2022): the prompt is what both share
 ]
 NEVER_IGNORED = {"question", "conversations", "system", "instruction", "input", "context", "history"}
 
 
 def chat(key, value):
-    """One or a list of {"role", "content"} or {"from", "value"} objects, as [(role, text), …]."""
+    """A user's text, or one or several {"role", "content"} or {"from", "value"}, as [(role, text), …]."""
+    if isinstance(value, str):
+        return [("Human", value)]
     messages = []
     for message in value if isinstance(value, list) else [value]:
         match message:
-            case {"role": str(role), "content": str(text)} | {"from": str(role), "value": str(text)} if (
-                role in ROLES
-            ):
-                messages.append((ROLES[role], text))
+            case {"role": str(role), "content": str(text)} | {"from": str(role), "value": str(text)}:
+                pass
             case _:
-                raise ValueError(
-                    f'"{key}" is neither text nor a chat of {{"role": user or assistant, "content"}}'
-                )
+                raise ValueError(f'"{key}" is neither a text nor a chat of {{"role": …, "content": …}}')
+        if role not in ROLES:
+            raise ValueError(f'"{key}" has the role {role!r}, which is none of {", ".join(ROLES)}')
+        messages.append((ROLES[role], text))
     return messages
 
 
@@ -423,12 +414,10 @@ def canonical(record):
     prompt, *answers = (record.get(key) for key in form)
     if all(isinstance(answer, str) for answer in answers):
         if prompt is None:
-            prompt = os.path.commonprefix(answers)
-            prompt = prompt[: prompt.rfind(TURN) + len(TURN)] if TURN in prompt else None
-            if prompt is None:
-                raise ValueError(
-                    'no "prompt", and the answers are not transcripts that share an "\\n\\nAssistant:"'
-                )
+            shared = os.path.commonprefix(answers)
+            if TURN not in shared:
+                raise ValueError(f'no "prompt", and the answers are not transcripts that share a {TURN!r}')
+            prompt = shared[: shared.rfind(TURN) + len(TURN)]
             answers = [answer.removeprefix(prompt) for answer in answers]
         elif not isinstance(prompt, str):
             prompt, answers = transcript(chat(form[0], prompt)) + TURN, [f" {answer}" for answer in answers]
@@ -439,13 +428,7 @@ def canonical(record):
     elif any(isinstance(answer, str) for answer in answers):
         raise ValueError(f'of "{form[1]}" and "{form[2]}" one is a text and one is not; write both alike')
     else:
-        said = (
-            [("Human", prompt)]
-            if isinstance(prompt, str)
-            else []
-            if prompt is None
-            else chat(form[0], prompt)
-        )
+        said = [] if prompt is None else chat(form[0], prompt)
         chosen, rejected = (join_chat(said, chat(*part)) for part in zip(form[1:], answers))
         shared = len(os.path.commonprefix([chosen[:-1], rejected[:-1]]))
         while shared >= 0 and not all(m[shared:] and m[shared][0] == "Assistant" for m in (chosen, rejected)):
@@ -588,7 +571,9 @@ def encode_files(tokenizer, paths, target):
     """
     kind = np.dtype(np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32)
     with open(target, "wb") as file, tqdm(desc="encoding", unit=" characters", unit_scale=True) as bar:
-        for text in (text for path in paths for text in (*read_chunks(path), EOS)):
+        for text in itertools.chain.from_iterable(
+            itertools.chain(read_chunks(path), [EOS]) for path in paths
+        ):
             ids = []
             for i, part in enumerate(text.split(EOS)):
                 ids += [tokenizer.eos] * (i > 0) + tokenizer.encode(part)
@@ -618,14 +603,12 @@ def write_files(directory, files):
 
 def write_records(path, records):
     """Write records as JSONL, one object a line, all of them or nothing."""
-    lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
-    write_files(Path(path).parent, {Path(path).name: lines.encode("utf-8", "replace")})
+    lines = "".join(f"{json.dumps(record)}\n" for record in records)
+    write_files(Path(path).parent, {Path(path).name: lines.encode()})
 
 
 def main():
-    print(
-        "What people write. In brackets: who wrote the summary, and how surprising all of it is, in nats.\n"
-    )
+    print("What people write. In brackets: who wrote the summary, and how surprising it all is, in nats.\n")
     for document in documents(8, seed=4):
         print(f"{document.prompt}{document.response}    [{document.writer}; {-document.log_prob:.1f}]\n")
     post = documents(1, seed=4, kind="POST")[0].prompt

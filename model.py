@@ -580,8 +580,8 @@ class Run:
         run.finish(val_loss=…)
 
     `OUT/resume.pt` holds all that changes from step to step, and the metrics so far. So a stopped and resumed
-    run ends with the same weights, bit for bit on a CPU, as one that was not stopped. It also holds what it was
-    made from, the options and a fingerprint of data and first weights, and does not go on with others.
+    run ends with the same weights, bit for bit on a CPU, as one that was not stopped. It also holds what it
+    was made from, the options and a fingerprint of data and first weights, and does not go on with others.
     """
 
     def __init__(self, args, title, steps, data, models, optimizers):

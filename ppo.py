@@ -166,17 +166,17 @@ def main(args):
     data = args.data or Path(args.init, "preferences.jsonl")
     texts = [record["prompt"] for record in read_preferences(data) if record["prompt"]]
     room = policy.config.n_positions - MAX_ANSWER_TOKENS
-    if len(texts) < 20 or room < 1:
-        raise BadInput(
-            f"{data}: {len(texts)} prompts with room for {room} tokens each; give 20, and a larger context"
-        )
+    if len(texts) < 20:
+        raise BadInput(f"{data}: {len(texts)} prompts are too few to learn on; give 20 or more")
+    if room < 1:
+        raise BadInput(f"{args.init}: its context leaves no room for answers of {MAX_ANSWER_TOKENS} tokens")
     prompts = [tokenizer.encode(text)[-room:] for text in texts]
     n_val = min(1024, len(prompts) // 10)
     print(f"{data}: {len(prompts) - n_val} prompts to learn on, {n_val} held out")
 
     @torch.no_grad()
     def rollout(rows):
-        """Answers to prompts, (B, T): tokens, mask, log π, log π_ref; (B,): scores, ended; and their start."""
+        """Answers to prompts: tokens, mask, log π, log π_ref, (B, T); scores, ended, (B,); and their start."""
         asked = [prompts[i] for i in rows]
         start = min(map(len, asked))
         tokens, mask, log_probs = generate(policy, asked, MAX_ANSWER_TOKENS, tokenizer.eos)
