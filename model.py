@@ -285,10 +285,9 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     token instead of a drawn one, so one cache serves all rows.
     """
     device, start, longest = model.device, min(map(len, prompts)), max(map(len, prompts))
-    context = model.config.n_positions
-    if longest >= context:
-        raise BadInput(f"a prompt of {longest} tokens leaves no room in a context of {context}")
-    T = min(longest + max_new_tokens, context)
+    T = min(longest + max_new_tokens, model.config.n_positions)
+    if longest >= T:
+        raise BadInput(f"a prompt of {longest} tokens leaves no room in a context of {T}")
     tokens = torch.tensor([[*prompt, *[0] * (T - len(prompt))] for prompt in prompts], device=device)
     mask, log_probs = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros(tokens.shape, device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)

@@ -176,7 +176,7 @@ def main(args):
 
     @torch.no_grad()
     def rollout(rows):
-        """Answers to prompts: tokens, mask, log π, log π_ref, (B, T); scores, ended, (B,); and their start."""
+        """Answers to prompts: tokens, mask, log π, log π_ref (B, T); scores, ended (B,); first column."""
         asked = [prompts[i] for i in rows]
         start = min(map(len, asked))
         tokens, mask, log_probs = generate(policy, asked, MAX_ANSWER_TOKENS, tokenizer.eos)
