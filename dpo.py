@@ -49,8 +49,8 @@ option("--out", default="runs/dpo", help="directory for the checkpoint")
 option("--beta", type=number(float, 1e-9), default=0.5, help="higher stays closer to the reference")
 option("--loss", choices=["dpo", "ipo", "cdpo", "hinge", "sft"], default="dpo", help="what to minimise")
 option("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
-option("--batch-size", type=number(int, 1), default=64, help="pairs a step")
-option("--lr", type=number(float, 1e-9), default=2e-3, help="peak learning rate")
+option("--batch-size", type=number(int, 1), default=32, help="pairs a step")
+option("--lr", type=number(float, 1e-9), default=1.4e-3, help="peak learning rate")
 add_common_options(parser)
 
 

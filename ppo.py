@@ -63,7 +63,7 @@ option("--advantage", choices=["gae", "rloo", "grpo"], default="gae", help="how 
 option("--steps", type=number(int, 1), default=80, help="iterations")
 option("--batch-size", type=number(int, GROUP), default=128, help="answers an iteration")
 option("--epochs", type=number(int, 1), default=2, help="passes over each iteration's answers")
-option("--lr", type=number(float, 1e-9), default=2e-3, help="peak learning rate")
+option("--lr", type=number(float, 1e-9), default=1e-3, help="peak learning rate")
 add_common_options(parser)
 
 

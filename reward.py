@@ -38,8 +38,8 @@ option("--data", help="preference file; if left out, pairs of the model's own an
 option("--pairs", type=number(int, 20), default=9600, help="how many of its own to ask about")
 option("--out", default="runs/reward", help="directory for the checkpoint")
 option("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
-option("--batch-size", type=number(int, 1), default=64, help="pairs a step")
-option("--lr", type=number(float, 1e-9), default=1e-2, help="peak learning rate")
+option("--batch-size", type=number(int, 1), default=32, help="pairs a step")
+option("--lr", type=number(float, 1e-9), default=5e-3, help="peak learning rate")
 add_common_options(parser)
 
 

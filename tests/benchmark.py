@@ -2,13 +2,11 @@
 
     python tests/benchmark.py            # the small size, some minutes
     python tests/benchmark.py --large    # the large one as well, much longer
-    python tests/benchmark.py --quality  # Muon against AdamW: how long until the model is good?
 
 Everything is timed in one run, ours and theirs in turns, so that a busy machine slows both alike. Theirs is
 `transformers` in a plain loop, and `trl`, where they are installed (`pip install transformers trl==1.12.0`,
-the last release with a PPO trainer). It has GPT-2's approximate GELU where ours is exact, and memory as the
-system gives it where ours is kept (`model.keep_memory`); with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 before
-`python`, both keep it. Share of peak: counted floating-point operations a second, over those of a large matrix
+the last release with a PPO trainer). It has GPT-2's approximate GELU where ours is exact.
+Share of peak: counted floating-point operations a second, over those of a large matrix
 product on the same machine. Nothing is asserted.
 """
 
@@ -16,8 +14,6 @@ import argparse
 import contextlib
 import importlib.util
 import io
-import itertools
-import json
 import multiprocessing
 import os
 import sys
@@ -28,7 +24,7 @@ from pathlib import Path
 os.environ |= {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 os.environ |= {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error", "TRL_EXPERIMENTAL_SILENCE": "1"}
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "notebooks")]
+sys.path[:0] = [str(HERE.parent)]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -38,17 +34,28 @@ import ppo  # noqa: E402
 import pretrain  # noqa: E402
 import reward  # noqa: E402
 from data import Tokenizer  # noqa: E402
-from model import GPT, Config, Muon, ScalarGPT, generate, keep_memory, pick_device, save_model  # noqa: E402
-from race import forward_flops  # noqa: E402
+from model import GPT, Config, ScalarGPT, generate, make_optimizers, save_model  # noqa: E402
 
-parser = argparse.ArgumentParser("benchmark.py", description="Measure speed, side by side with other libraries.")
+parser = argparse.ArgumentParser(
+    "benchmark.py", description="Measure speed, side by side with other libraries."
+)
 parser.add_argument("--large", action="store_true", help="also 6 layers × 384, vocabulary 4,096, context 256")
-parser.add_argument("--quality", action="store_true", help="instead, time Muon and AdamW to a loss of 1.02 times the entropy")
-parser.add_argument("--seconds", type=float, default=6.0, help="time for each measurement and side (default: %(default)s)")
+parser.add_argument(
+    "--seconds", type=float, default=6.0, help="time for each measurement and side (default: %(default)s)"
+)
 parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
 args = parser.parse_args()
-device = pick_device(args.device)
+device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 SIZES = {"4 x 128": Config(512, 128, 128, 4, 4), "6 x 384": Config(4096, 256, 384, 6, 6)}
+
+
+def forward_flops(config, tokens, context, logits):
+    """Operations to read `tokens` tokens, each of which looks back at `context` others on average.
+
+    Two for each weight that is met, two for each product in attention; `logits` tokens get logits.
+    """
+    C = config.n_embd
+    return tokens * config.n_layer * (2 * 12 * C**2 + 4 * context * C) + logits * 2 * C * config.vocab_size
 
 
 def serve(pipe, build, *what):
@@ -103,7 +110,13 @@ def report(size, name, unit, amount, work, seconds, theirs=None, who=""):
 def hf_model(config, kind="GPT2LMHeadModel", **how):
     import transformers
 
-    sizes = {**vars(config), "activation_function": "gelu_new", "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes = {
+        **vars(config),
+        "activation_function": "gelu_new",
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
     sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **how}
     return getattr(transformers, kind)(transformers.GPT2Config(**sizes)).to(device)
 
@@ -119,18 +132,18 @@ def installed(name):
 
 
 def our_pretraining(c, B, T):
-    keep_memory()
     tokens = torch.randint(0, c.vocab_size, (B, T), device=device)
     mask = torch.ones(B, T, dtype=torch.bool, device=device)
     mask[:, 0] = False
     model = GPT(c).to(device)
-    optimizer = Muon(model, 1e-4)
+    optimizers = make_optimizers(model, 1e-4)
 
     def step():
         pretrain.next_token_loss(model, tokens, mask).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step
 
@@ -152,7 +165,6 @@ def their_pretraining(c, B, T):
 
 
 def our_sampling(c, B, P, N):
-    keep_memory()
     prompts, model = torch.randint(1, c.vocab_size, (B, P)).tolist(), GPT(c).to(device)
     return lambda: generate(model, prompts, N, eos=-1)
 
@@ -163,7 +175,7 @@ def their_sampling(c, B, P, N):
     return lambda: model.generate(tokens, attention_mask=torch.ones_like(tokens), **how)
 
 
-# DPO with its reference pass, or a reward model that is read at the last token: n pairs, prompt and answers 32 tokens each, batch 32.
+# DPO with its reference pass, or a reward model: n pairs, prompt and answers 32 tokens each, batch 32.
 
 
 def random_pairs(c, n):
@@ -171,9 +183,8 @@ def random_pairs(c, n):
 
 
 def our_preference_training(c, n, kind):
-    keep_memory()
     pairs, model = random_pairs(c, n), GPT(c).to(device) if kind == "DPO" else ScalarGPT(c).to(device)
-    optimizer = Muon(model, 1e-4)
+    optimizers = make_optimizers(model, 1e-4)
     chunks = [pairs[i : i + 32] for i in range(0, n, 32)]
 
     def one_pass():
@@ -185,11 +196,12 @@ def our_preference_training(c, n, kind):
                 chosen, rejected = (dpo.pair_log_probs(model, chunk, device) - reference[i]).unbind(1)
                 loss = dpo.dpo_loss(chosen, rejected, 0.1).mean()
             else:
-                loss = reward.reward_loss(*reward.pair_scores(model, chunk, device, plain=True)[0].unbind(1)).mean()
+                loss = reward.reward_loss(*reward.pair_scores(model, chunk, device).unbind(1)).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
 
     return one_pass
 
@@ -200,10 +212,13 @@ def their_preference_training(c, n, kind):
 
     # Their trainers want text; a tokenizer that reads one character as one id gives the same lengths.
     write = lambda ids: "".join(chr(0x4E00 + i) for i in ids)  # noqa: E731
-    rows = [{"prompt": write(p), "chosen": write(a[:-1]), "rejected": write(b[:-1])} for p, a, b in random_pairs(c, n)]
-    settings = dict(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=32, report_to=[], save_strategy="no",
-                    disable_tqdm=True, max_length=96, num_train_epochs=1, use_cpu=device.type == "cpu", bf16=False,
-                    gradient_checkpointing=False, logging_strategy="no")  # fmt: skip
+    rows = [
+        {"prompt": write(p), "chosen": write(a[:-1]), "rejected": write(b[:-1])}
+        for p, a, b in random_pairs(c, n)
+    ]
+    settings = dict(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=32, num_train_epochs=1)
+    settings |= dict(max_length=96, use_cpu=device.type == "cpu", bf16=False, gradient_checkpointing=False)
+    settings |= dict(report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True)
     data = dict(train_dataset=Dataset.from_list(rows), processing_class=letters(c.vocab_size))
     if kind == "DPO":
         trainer = trl.DPOTrainer(hf_model(c), hf_model(c), trl.DPOConfig(**settings), **data)
@@ -222,7 +237,9 @@ def letters(size):
     vocab = {chr(0x4E00 + i): i for i in range(size)}
     fast = Fast(models.WordLevel(vocab, unk_token=chr(0x4E00 + 1)))
     fast.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=fast, eos_token=chr(0x4E00), pad_token=chr(0x4E00), unk_token=chr(0x4E00 + 1))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, eos_token=chr(0x4E00), pad_token=chr(0x4E00), unk_token=chr(0x4E00 + 1)
+    )
 
 
 def quietly(work):
@@ -240,11 +257,11 @@ def our_ppo(c, steps):
         (home / name).mkdir()
         save_model(network, tokenizer, home / name)
     with open(home / "prompts.jsonl", "w") as file:
-        for i in range(300):
-            text = "".join(chr(97 + (i * 7 + j * j) % 26) for j in range(32))
+        for _ in range(300):
+            text = "".join(chr(97 + letter) for letter in torch.randint(26, (32,)))
             file.write(f'{{"prompt": "{text}", "chosen": "a", "rejected": "b"}}\n')
-    options = f"--init {home}/pretrain --reward {home}/reward --data {home}/prompts.jsonl --out {home}/ppo --epochs 4 --batch-size 64"
-    options += f" --seed 1 --lr 1e-5 --steps {steps} --device {device.type}"
+    options = f"--init {home}/pretrain --reward {home}/reward --data {home}/prompts.jsonl --out {home}/ppo"
+    options += f" --epochs 4 --batch-size 64 --lr 1e-5 --steps {steps} --device {device.type}"
     return lambda: quietly(lambda: ppo.main(ppo.parser.parse_args(options.split())))
 
 
@@ -253,11 +270,19 @@ def their_ppo(c, steps):
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     head = lambda: hf_model(c, "GPT2ForSequenceClassification", num_labels=1)  # noqa: E731
-    rows = Dataset.from_list([{"input_ids": torch.randint(1, c.vocab_size, (32,)).tolist()} for _ in range(256)])
-    settings = PPOConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=64, gradient_accumulation_steps=1, num_mini_batches=1,
-                         num_ppo_epochs=4, total_episodes=64 * steps, response_length=32, report_to=[], save_strategy="no", num_sample_generations=0,
-                         use_cpu=device.type == "cpu", bf16=False, disable_tqdm=True, local_rollout_forward_batch_size=64)  # fmt: skip
-    build = lambda: PPOTrainer(settings, letters(c.vocab_size), hf_model(c), hf_model(c), head(), rows, head(), eval_dataset=rows)  # noqa: E731
+    rows = Dataset.from_list(
+        [{"input_ids": torch.randint(1, c.vocab_size, (32,)).tolist()} for _ in range(256)]
+    )
+    how = dict(per_device_train_batch_size=64, gradient_accumulation_steps=1, num_mini_batches=1)
+    how |= dict(num_ppo_epochs=4, total_episodes=64 * steps, response_length=32, num_sample_generations=0)
+    how |= dict(use_cpu=device.type == "cpu", bf16=False, local_rollout_forward_batch_size=64)
+    how |= dict(report_to=[], save_strategy="no", disable_tqdm=True)
+
+    def build():
+        config = PPOConfig(output_dir=tempfile.mkdtemp(), **how)
+        networks = hf_model(c), hf_model(c), head(), rows, head()
+        return PPOTrainer(config, letters(c.vocab_size), *networks, eval_dataset=rows)
+
     return lambda: quietly(lambda: build().train())
 
 
@@ -267,52 +292,49 @@ def compare(size, c, has_hf, has_trl):
 
     B, T = 32, c.n_positions
     seconds = in_turns(*sides(our_pretraining, their_pretraining, has_hf, B, T))
-    report(size, "pretraining", "tokens/s", B * T, 3 * forward_flops(c, B * T, T / 2, B * T), *seconds, who="a plain transformers loop")
+    report(
+        size,
+        "pretraining",
+        "tokens/s",
+        B * T,
+        3 * forward_flops(c, B * T, T / 2, B * T),
+        *seconds,
+        who="a plain transformers loop",
+    )
 
     B, P, N = 64, 32, 64
     seconds = in_turns(*sides(our_sampling, their_sampling, has_hf, B, P, N))
-    report(size, "sampling", "tokens/s", B * N, forward_flops(c, B * (P + N), (P + N) / 2, B * N), *seconds, who="transformers' generate")
+    report(
+        size,
+        "sampling",
+        "tokens/s",
+        B * N,
+        forward_flops(c, B * (P + N), (P + N) / 2, B * N),
+        *seconds,
+        who="transformers' generate",
+    )
 
     n = 128 if c.n_embd < 256 else 32
     for kind, trainer in (("DPO", "DPOTrainer"), ("reward model", "RewardTrainer")):
         seconds = in_turns(*sides(our_preference_training, their_preference_training, has_trl, n, kind))
-        forward = forward_flops(c, n * 96, 48, n * 64 if kind == "DPO" else n * 2, kind == "DPO")
-        report(size, kind, "pairs/s", n, (4 if kind == "DPO" else 3) * forward, *seconds, who=f"TRL's {trainer}")
+        forward = forward_flops(c, n * 96, 48, n * 64 if kind == "DPO" else 0)
+        report(
+            size, kind, "pairs/s", n, (4 if kind == "DPO" else 3) * forward, *seconds, who=f"TRL's {trainer}"
+        )
 
     times = in_turns(*sides(our_ppo, their_ppo, has_trl, 1), *sides(our_ppo, their_ppo, has_trl, 3))
     seconds = np.subtract(*np.split(np.array(times), 2)[::-1])  # two iterations, without the setting up
-    policy, critic = (forward_flops(c, 128 * 64, 32, 128 * 32, logits) for logits in (True, False))
-    work = 2 * policy + 2 * critic + 4 * 3 * (policy + critic)  # rollout, reference; reward, values; four epochs
+    policy, critic = (forward_flops(c, 128 * 64, 32, logits) for logits in (128 * 32, 0))
+    work = (
+        2 * policy + 2 * critic + 4 * 3 * (policy + critic)
+    )  # rollout, reference; reward, values; four epochs
     report(size, "PPO", "answers/s", 128, work, *seconds, who="TRL's PPOTrainer")
 
 
-def quality():
-    """Seconds of `pretrain.py` until it ends within 2% of the entropy, by the shortest of some schedules that does."""
-
-    def adamw(model, lr):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
-        optimizer.param_groups[0]["initial_lr"] = lr
-        return optimizer
-
-    for name, optimizer, rates, schedules in (("Muon", Muon, [0.03], [400, 500, 600]), ("AdamW", adamw, [0.001, 0.002, 0.005], [1800, 2400, 3000])):
-        pretrain.Muon = optimizer
-        for steps, lr in itertools.product(schedules, rates):
-            out = tempfile.mkdtemp()
-            options = f"--device {device.type} --lr {lr} --steps {steps} --out {out}"
-            quietly(lambda: pretrain.main(pretrain.parser.parse_args(options.split())))  # noqa: B023
-            end = json.loads(Path(out, "metrics.jsonl").read_text().splitlines()[-1])
-            ratio = end["val_loss"] / end["entropy"]
-            print(f"{name:6} lr {lr:<6} {steps:5} steps {end['seconds']:6.0f} s   loss {ratio:.4f} of the entropy", flush=True)
-            if ratio <= 1.02:
-                break
-
-
 if __name__ == "__main__":
-    if args.quality:
-        quality()
-        sys.exit()
     peak = 2 * 2048**3 / in_turns((matmul,))[0]
-    print(f"{device}, {torch.get_num_threads()} threads, {peak / 1e9:,.0f} GFLOP/s in a large matrix product, {time.strftime('%Y-%m-%d')}")
+    print(f"{device}, {torch.get_num_threads()} threads, {time.strftime('%Y-%m-%d')}; ", end="")
+    print(f"{peak / 1e9:,.0f} GFLOP/s in a large matrix product")
     has_hf, has_trl = installed("transformers"), installed("trl")
     for size, config in SIZES.items():
         if size == "4 x 128" or args.large:

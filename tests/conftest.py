@@ -1,0 +1,140 @@
+"""What the test files share: the way to the scripts, quick settings for them, and a folder of finished runs."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import dpo  # noqa: E402
+import model  # noqa: E402
+import ppo  # noqa: E402
+import pretrain  # noqa: E402
+import reward  # noqa: E402
+import sample  # noqa: E402
+
+MODULES = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo, "sample": sample}
+SMALL = {  # the options with which a training script takes about a second
+    "pretrain": "--steps 8 --batch-size 8 --n-layer 1 --n-embd 16 --n-head 2 --vocab-size 300 --block-size 160",
+    "dpo": "--steps 8 --batch-size 16",
+    "reward": "--steps 6 --batch-size 16",
+    "ppo": "--steps 6 --batch-size 16",
+}
+
+
+def words(name, *options):
+    """A script's quick settings, and after them these options, which win: all as texts."""
+    return [*SMALL.get(name, "").split(), *map(str, options)]
+
+
+def call(name, *options):
+    """Run a script's `main` in this process, with its quick settings."""
+    MODULES[name].main(MODULES[name].parser.parse_args(words(name, *options)))
+
+
+def start(name, *options, before="", env=None, **how):
+    """Start a script as a user does, with its quick settings. `before` is a line of Python that runs first."""
+    command = [str(ROOT / f"{name}.py"), *words(name, *options)]
+    if before:
+        run = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        command = ["-c", f"{before}; {run}", *command]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"} | how
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"} | (env or {})
+    return subprocess.Popen([sys.executable, *command], env=env, **how)
+
+
+def metrics(directory):
+    """All lines of a finished run's metrics."""
+    return [json.loads(line) for line in Path(directory, "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(directory):
+    """{name: bytes} of all files in a folder."""
+    return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+
+
+def weights(directory):
+    return Path(directory, "model.safetensors").read_bytes()
+
+
+def copy(source, target):
+    """A copy of a folder's files."""
+    Path(target).mkdir(parents=True)
+    for name, content in contents(source).items():
+        Path(target, name).write_bytes(content)
+
+
+def save_after_every_step(patch=setattr, stop_after=None):
+    """Make `Run` save after every step: its clock stands still but for one second a step.
+
+    With `stop_after`, a Ctrl-C comes when so many steps are done.
+    """
+    clock, steps = SimpleNamespace(now=0.0), model.Run.__iter__
+
+    def one_second_each(self):
+        for step in steps(self):
+            if step == stop_after:
+                raise KeyboardInterrupt
+            clock.now += 1
+            yield step
+
+    patch(model, "SAVE_SECONDS", 0)
+    patch(model, "time", SimpleNamespace(time=lambda: clock.now))
+    patch(model.Run, "__iter__", one_second_each)
+
+
+@pytest.fixture(autouse=True)
+def float32():
+    """A run with --dtype bfloat16 leaves the whole process so: the next test starts from float32."""
+    torch.set_autocast_enabled("cpu", False)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder where the README's four commands have run, in small."""
+    where, before = tmp_path_factory.mktemp("finished"), os.getcwd()
+    os.chdir(where)
+    call("pretrain", "--steps", 60)
+    call("dpo", "--pairs", 300)
+    call("reward")
+    call("ppo")
+    os.chdir(before)
+    return where
+
+
+@pytest.fixture
+def home(finished, monkeypatch):
+    """That folder, entered. Several tests share it, so each writes under a name of its own."""
+    monkeypatch.chdir(finished)
+    return finished
+
+
+@pytest.fixture
+def speak(home, monkeypatch, capfd):
+    """A function that runs a script as its command line does, in this process: (status, printed, said)."""
+
+    def run(name, *options, stdin=""):
+        module = MODULES[name]
+        handler = signal.getsignal(signal.SIGPIPE)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words(name, *options)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capfd.readouterr()
+        status = 0
+        try:
+            model.run_script(module.main, module.parser)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            signal.signal(signal.SIGPIPE, handler)
+        return status, *capfd.readouterr()
+
+    return run
