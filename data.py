@@ -609,9 +609,9 @@ def write_records(path, records):
 
 def main():
     print("What people write. In brackets: who wrote the summary, and how surprising it all is, in nats.\n")
-    for document in documents(8, seed=4):
+    for document in documents(6, seed=5):
         print(f"{document.prompt}{document.response}    [{document.writer}; {-document.log_prob:.1f}]\n")
-    post = documents(1, seed=4, kind="POST")[0].prompt
+    post = documents(1, seed=5, kind="POST")[0].prompt
     name, verb, thing, place = facts(post)
     answers = [
         f" {name} {verb} my {thing} {place}.",

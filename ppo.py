@@ -60,7 +60,7 @@ option("--data", help="preference file to take the prompts from; if left out, th
 option("--out", default="runs/ppo", help="directory for the checkpoint")
 option("--beta", type=number(float, 0), default=0.4, help="higher stays closer to the reference")
 option("--advantage", choices=["gae", "rloo", "grpo"], default="gae", help="how to credit tokens")
-option("--steps", type=number(int, 1), default=80, help="iterations")
+option("--steps", type=number(int, 1), default=40, help="iterations")
 option("--batch-size", type=number(int, GROUP), default=128, help="answers an iteration")
 option("--epochs", type=number(int, 1), default=2, help="passes over each iteration's answers")
 option("--lr", type=number(float, 1e-9), default=1e-3, help="peak learning rate")

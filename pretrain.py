@@ -125,7 +125,7 @@ def main(args):
         if args.data:
             prompt, how = tokenizer.decode(val_rows[0][: args.block_size // 8]), {"temperature": 0.8}
         else:
-            prompt, how = documents(1, seed=[0, 1], kind="POST")[0].prompt, {"temperature": 0}
+            prompt, how = documents(1, seed=[0, 1, 2], kind="POST")[0].prompt, {"temperature": 0}
         generator = torch.Generator(device).manual_seed(
             0
         )  # so that the sample takes nothing from the run's randomness
