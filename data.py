@@ -496,20 +496,36 @@ def encode_pairs(tokenizer, records, context):
     return pairs, kept
 
 
-def batches(lengths, batch_size, rng):
-    """Index arrays of `batch_size` items, each item once, neighbours in length together.
+def load_pairs(path, tokenizer, context, batch_size):
+    """Read and encode a preference file: the pairs, their records, and how many at the end are held out."""
+    records = read_preferences(path)
+    pairs, kept = encode_pairs(tokenizer, records, context)
+    if len(pairs) < max(20, batch_size):
+        dropped = f"{len(records) - len(pairs)} of {len(records)} were dropped: equal answers"
+        raise BadInput(f"{path}: too few pairs ({dropped}); give 20 or more, and not fewer than --batch-size")
+    n_val, dropped = min(1024, len(pairs) // 10), len(records) - len(pairs)
+    print(
+        f"{path}: {len(pairs) - n_val} pairs to learn from, {n_val} held out, {dropped} dropped. The first:"
+    )
+    print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}\n".format(**kept[0])))
+    return pairs, kept, n_val
+
+
+def batches(lengths, batch_size, rng, steps=None):
+    """Index arrays of `batch_size` items, neighbours in length together: one pass, or what `steps` need.
 
     Rows of one batch are padded to its longest row, so equal lengths waste nothing. Sorting within a
     random sixteen batches, not within all data, keeps every batch random enough to learn from.
     """
-    order = rng.permutation(len(lengths))
-    lengths = np.asarray(lengths)
-    result = []
-    for start in range(0, len(order), 16 * batch_size):
-        window = order[start : start + 16 * batch_size]
-        window = window[np.argsort(lengths[window], kind="stable")]
-        result += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-    return [result[i] for i in rng.permutation(len(result))]
+    lengths, result = np.asarray(lengths), []
+    while not result or len(result) < (steps or 0):
+        order, one_pass = rng.permutation(len(lengths)), []
+        for start in range(0, len(order), 16 * batch_size):
+            window = order[start : start + 16 * batch_size]
+            window = window[np.argsort(lengths[window], kind="stable")]
+            one_pass += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+        result += [one_pass[i] for i in rng.permutation(len(one_pass))]
+    return result[:steps]
 
 
 def pad_rows(prompts, responses, device="cpu"):
@@ -605,6 +621,12 @@ def write_records(path, records):
     """Write records as JSONL, one object a line, all of them or nothing."""
     lines = "".join(f"{json.dumps(record)}\n" for record in records)
     write_files(Path(path).parent, {Path(path).name: lines.encode()})
+
+
+def printable(text):
+    """Text that a model wrote, without control and direction characters, which could harm the terminal."""
+    harmful = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(harmful, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def main():

@@ -36,9 +36,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import BadInput, Tokenizer, batches, best_accuracy, encode_pairs, pad_pairs, read_preferences
+from data import Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
 from model import Run, add_common_options, average_gradients, load_model, make_optimizers, make_parser, number
-from model import own_pairs, printable, run_script, save_model, set_lr, set_up, shard, token_log_probs
+from model import own_pairs, run_script, save_model, set_lr, set_up, shard, token_log_probs
 
 parser = make_parser("dpo.py", "Align a pretrained model by Direct Preference Optimisation.")
 option = parser.add_argument
@@ -92,18 +92,9 @@ def main(args):
 
     # Pairs of answers to the same prompt, the last ones held out.
     data = args.data or own_pairs(args, policy, tokenizer)
-    records = read_preferences(data)
-    pairs, kept = encode_pairs(tokenizer, records, policy.config.n_positions)
-    if len(pairs) < max(20, args.batch_size):
-        raise BadInput(
-            f"{data}: {len(pairs)} usable pairs are too few; give 20 or more, and not fewer than --batch-size"
-        )
-    n_val = min(1024, len(pairs) // 10)
-    train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
+    pairs, records, n_val = load_pairs(data, tokenizer, policy.config.n_positions, args.batch_size)
+    train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
     lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
-    dropped = len(records) - len(pairs)
-    print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {dropped} dropped. The first:")
-    print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}".format(**kept[0])))
 
     # The reference never changes, so its log-probabilities are computed once and it can leave memory.
     reference = torch.zeros(len(pairs), 2, device=device)
@@ -117,7 +108,7 @@ def main(args):
 
     @torch.no_grad()
     def evaluate():
-        parts = np.split(np.array(val), range(args.batch_size, n_val, args.batch_size))
+        parts = np.split(val, range(args.batch_size, n_val, args.batch_size))
         chosen, rejected = torch.cat([torch.stack(log_ratios(rows)) for rows in parts], dim=1)
         margin = args.beta * (chosen - rejected)
         return {
@@ -128,13 +119,8 @@ def main(args):
             "rejected": args.beta * rejected.mean().item(),
         }
 
-    per_epoch = math.ceil(len(train) / args.batch_size)
-    steps = args.steps or per_epoch
-    order = [
-        rows
-        for _ in range(0, steps, per_epoch)
-        for rows in batches(lengths[: len(train)], args.batch_size, rng)
-    ]
+    steps = args.steps or math.ceil(len(train) / args.batch_size)
+    order = batches(lengths[: len(train)], args.batch_size, rng, steps)
     if args.compile:
         policy.transformer.compile(dynamic=True)
     optimizers = make_optimizers(policy, args.lr)
@@ -160,7 +146,7 @@ def main(args):
             run.log(loss=loss.item())
 
     save_model(policy, tokenizer, args.out)
-    best = best_accuracy(kept[-n_val:])
+    best = best_accuracy(records[-n_val:])
     run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
     print(f"held-out pairs: loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.3f}", end="")
     if best:

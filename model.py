@@ -15,7 +15,6 @@ import io
 import json
 import math
 import os
-import re
 import signal
 import struct
 import sys
@@ -176,24 +175,21 @@ class GPT(nn.Module):
         return self.head(self.transformer(tokens))
 
 
-class ScalarGPT(nn.Module):
-    """The same network with one number per position instead of logits: reward model and critic."""
+class ScalarGPT(GPT):
+    """The same network with one number per position instead of logits: reward model and critic.
+
+    `forward`: token ids (B, T) to scores (B, T); the one at t has read the tokens up to t.
+    """
 
     architecture = "GPT2ForSequenceClassification"
 
     def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.transformer = Transformer(config)
+        super().__init__(config)
         self.score = nn.Linear(config.n_embd, 1, bias=False)
         nn.init.normal_(self.score.weight, std=1 / math.sqrt(config.n_embd + 1))  # Stiennon et al. 2020
 
     def head(self, hidden):
         return self.score(hidden).squeeze(-1)
-
-    def forward(self, tokens):
-        """Token ids (B, T) to scores (B, T); the one at t has read the tokens up to t."""
-        return self.head(self.transformer(tokens))
 
     @torch.no_grad()
     def shift(self, amount):
@@ -665,12 +661,6 @@ class Run:
             write_records(self.path.with_name("metrics.jsonl"), self.metrics)
             self.live.unlink()
             self.path.unlink(missing_ok=True)
-
-
-def printable(text):
-    """Text that a model wrote, without control and direction characters, which could harm the terminal."""
-    harmful = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-    return re.sub(harmful, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def run_script(main, parser):

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import BadInput, Tokenizer, batches, documents, encode_files, pad_rows, read_chunks
+from data import BadInput, Tokenizer, batches, documents, encode_files, pad_rows, printable, read_chunks
 from model import GPT, RANK, Config, Run, add_common_options, average_gradients, load_model, make_optimizers
-from model import make_parser, number, printable, run_script, sample_texts, save_model, set_lr, set_up, shard
+from model import make_parser, number, run_script, sample_texts, save_model, set_lr, set_up, shard
 
 parser = make_parser("pretrain.py", "Pretrain a small GPT on the embedded world or on your own text.")
 option = parser.add_argument

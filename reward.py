@@ -25,11 +25,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, batches, best_accuracy, encode_pairs, pad_pairs
-from data import read_preferences
+from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
 from model import Run, ScalarGPT, add_common_options, average_gradients, final_scores, generate, load_model
-from model import make_optimizers, make_parser, number, own_pairs, printable, run_script, save_model, set_lr
-from model import set_up, shard
+from model import (
+    make_optimizers,
+    make_parser,
+    number,
+    own_pairs,
+    run_script,
+    save_model,
+    set_lr,
+    set_up,
+    shard,
+)
 
 parser = make_parser("reward.py", "Learn a reward model from preferences.")
 option = parser.add_argument
@@ -76,22 +84,13 @@ def main(args):
 
     # Pairs of answers to the same prompt, the last ones held out.
     data = args.data or own_pairs(args, reference, tokenizer)
-    records = read_preferences(data)
-    pairs, kept = encode_pairs(tokenizer, records, model.config.n_positions)
-    if len(pairs) < max(20, args.batch_size):
-        raise BadInput(
-            f"{data}: {len(pairs)} usable pairs are too few; give 20 or more, and not fewer than --batch-size"
-        )
-    n_val = min(1024, len(pairs) // 10)
-    train, val = range(len(pairs) - n_val), range(len(pairs) - n_val, len(pairs))
+    pairs, records, n_val = load_pairs(data, tokenizer, model.config.n_positions, args.batch_size)
+    train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
     lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
-    dropped = len(records) - len(pairs)
-    print(f"{data}: {len(train)} pairs to learn from, {n_val} held out, {dropped} dropped. The first:")
-    print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}".format(**kept[0])))
 
     @torch.no_grad()
     def evaluate():
-        parts = np.split(np.array(val), range(args.batch_size, n_val, args.batch_size))
+        parts = np.split(val, range(args.batch_size, n_val, args.batch_size))
         scores = torch.cat([pair_scores(model, [pairs[i] for i in rows], device) for rows in parts])
         margin = scores[:, 0] - scores[:, 1]
         return margin, {
@@ -100,13 +99,8 @@ def main(args):
             "margin": margin.mean().item(),
         }
 
-    per_epoch = math.ceil(len(train) / args.batch_size)
-    steps = args.steps or per_epoch
-    order = [
-        rows
-        for _ in range(0, steps, per_epoch)
-        for rows in batches(lengths[: len(train)], args.batch_size, rng)
-    ]
+    steps = args.steps or math.ceil(len(train) / args.batch_size)
+    order = batches(lengths[: len(train)], args.batch_size, rng, steps)
     if args.compile:
         model.transformer.compile(dynamic=True)
     optimizers = make_optimizers(model, args.lr)
@@ -140,7 +134,7 @@ def main(args):
     model.shift(-torch.cat(scores).mean())
 
     save_model(model, tokenizer, args.out)
-    best = best_accuracy(kept[-n_val:])
+    best = best_accuracy(records[-n_val:])
     run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
     print("how sure   how often right   pairs")
     for certainty, right, n in calibration(margin):

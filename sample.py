@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge, read_preferences, read_text
-from data import write_files
-from model import generate, load_model, make_parser, number, printable, run_script, sample_texts, set_up
+from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge, printable, read_preferences
+from data import read_text, write_files
+from model import generate, load_model, make_parser, number, run_script, sample_texts, set_up
 from model import token_log_probs
 
 parser = make_parser("sample.py", "Talk to a checkpoint, compare checkpoints, or label pairs of answers.")
@@ -163,8 +163,8 @@ def compare(args, device):
         both = figures(np.arange(len(posts))), standard_errors(figures, len(posts))
         for (_, key, _, _), value, error in zip(TABLE, *both):
             row |= {key: round(value, 6) + 0.0, f"{key}_se": round(error, 6)}  # + 0.0: no −0.0
-        if row["kl"] < 1e-3:
-            row |= {"share": None, "share_se": None}  # nothing was there to be gained
+        if row["kl"] < 0.05:
+            row |= {"share": None, "share_se": None}  # so near, next to nothing could be gained
         rows.append(row)
     if args.json:
         print(json.dumps(rows))

@@ -1,4 +1,4 @@
-"""What the test files share: the way to the scripts, quick settings for them, and a folder of finished runs."""
+"""What the test files share: the way to the scripts, quick settings, and a folder of finished runs."""
 
 import io
 import json
@@ -24,7 +24,8 @@ import sample  # noqa: E402
 
 MODULES = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo, "sample": sample}
 SMALL = {  # the options with which a training script takes about a second
-    "pretrain": "--steps 8 --batch-size 8 --n-layer 1 --n-embd 16 --n-head 2 --vocab-size 300 --block-size 160",
+    "pretrain": "--steps 8 --batch-size 8 --n-layer 1 --n-embd 16 --n-head 2 --vocab-size 300 "
+    "--block-size 160",
     "dpo": "--steps 8 --batch-size 16",
     "reward": "--steps 6 --batch-size 16",
     "ppo": "--steps 6 --batch-size 16",
@@ -41,14 +42,17 @@ def call(name, *options):
     MODULES[name].main(MODULES[name].parser.parse_args(words(name, *options)))
 
 
-def start(name, *options, before="", env=None, **how):
-    """Start a script as a user does, with its quick settings. `before` is a line of Python that runs first."""
-    command = [str(ROOT / f"{name}.py"), *words(name, *options)]
+def start(name, *options, before="", launcher=(), env=(), **how):
+    """Start a script as a user does, with its quick settings.
+
+    `before` is a line of Python that runs first; `launcher` stands between Python and the script.
+    """
+    command = [*launcher, str(ROOT / f"{name}.py"), *words(name, *options)]
     if before:
         run = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
         command = ["-c", f"{before}; {run}", *command]
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"} | how
-    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"} | (env or {})
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"} | dict(env)
     return subprocess.Popen([sys.executable, *command], env=env, **how)
 
 
