@@ -162,6 +162,10 @@ class Tokenizer:
         """Read both files. BadInput where they are missing, not GPT-2's, or do not fit the model there."""
         vocab_path, merges_path = Path(directory, "vocab.json"), Path(directory, "merges.txt")
         config_path = Path(directory, "config.json")
+        if not vocab_path.exists():
+            newer = Path(directory, "tokenizer.json").exists()
+            hint = "save its tokenizer as vocab.json and merges.txt" if newer else "run pretrain.py first?"
+            raise BadInput(f"{directory}: no checkpoint there (vocab.json is missing); {hint}")
         try:
             vocab = json.loads(read_text(vocab_path))
             if sorted(vocab.values()) != list(range(len(vocab))):
@@ -551,16 +555,24 @@ def pad_pairs(pairs, device="cpu"):
 # 5. Files
 
 
+OTHER_FORMATS = {b"PK": "a zip archive", b"PAR1": "a parquet table", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+
+
 def read_chunks(path, size=2**20):
     """The text of a UTF-8 file, gzip or not, in pieces of about `size` characters.
 
     A piece ends before white space, where words end too, so it is tokenized as it would be in the whole.
     BadInput says in one sentence what is wrong with a file.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise BadInput(f"{path}: not a file; a folder or a pipe cannot be read here")
     try:
         with open(path, "rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else open(path, "rb") as file:
+            start = file.read(6)
+        for magic, kind in OTHER_FORMATS.items():
+            if start.startswith(magic):
+                raise BadInput(f"{path}: {kind}, which is not read here; give UTF-8 text, or that with gzip")
+        with gzip.open(path) if start.startswith(b"\x1f\x8b") else open(path, "rb") as file:
             text, number = "", 0
             for number, line in enumerate(file, start=1):
                 text += line.decode("utf-8-sig" if number == 1 else "utf-8")

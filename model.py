@@ -45,11 +45,10 @@ class Config:
     activation_function: str = "gelu"  # GPT-2 itself has "gelu_new", an approximation that takes longer here
 
     def __post_init__(self):
-        sizes = [self.vocab_size, self.n_positions, self.n_embd, self.n_layer, self.n_head]
-        if min(sizes) < 1 or self.n_embd % self.n_head:
-            raise BadInput(
-                f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}, or a size is below 1"
-            )
+        if min(self.vocab_size, self.n_positions, self.n_embd, self.n_layer, self.n_head) < 1:
+            raise BadInput("one of the sizes is below 1")
+        if self.n_embd % self.n_head:
+            raise BadInput(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if self.activation_function not in ("gelu", "gelu_new"):
             raise BadInput(f"activation_function is {self.activation_function!r}, not 'gelu' or 'gelu_new'")
 
@@ -274,7 +273,7 @@ def draw(log_probs, generator=None):
 def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """Continue B prompts (lists of ids, none empty) of unequal lengths until EOS or `max_new_tokens`.
 
-    Temperature 0 always takes the likeliest token. Returns, (B, T) each: tokens, right-padded; the mask of
+    Temperature 0 takes the likeliest token. Returns, (B, T) each: tokens, right-padded; the mask of
     new tokens, EOS included; their log-probabilities under the distribution that they were drawn from.
 
     All rows walk through the same columns. A row that is still inside its prompt is given the prompt's next
@@ -287,17 +286,17 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     tokens = torch.tensor([[*prompt, *[0] * (T - len(prompt))] for prompt in prompts], device=device)
     mask, log_probs = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros(tokens.shape, device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    rows = torch.arange(len(prompts), device=device)  # the rows that are still computed
-    ended = torch.zeros_like(mask[:, 0])  # of these
+    rows = torch.arange(len(prompts), device=device)  # those that are still computed …
+    ended = torch.zeros_like(mask[:, 0])  # … and which of them have ended
     # Rows that begin alike, such as two answers to one prompt, share the reading of that beginning.
     beginnings, of = tokens[:, :start].unique(dim=0, return_inverse=True)
     cache = Cache(model.config)
     hidden = model.transformer(beginnings, cache)[of, -1]
     cache.take(of)
     for t in range(start, T):
-        logits = filter_logits(model.head(hidden).float() / (temperature or 1.0), top_k, top_p)
-        distribution = logits.log_softmax(-1)
-        token = draw(distribution, generator) if temperature else distribution.argmax(-1)
+        logits = model.head(hidden).float() / max(temperature, 1e-3)
+        distribution = filter_logits(logits, top_k, top_p).log_softmax(-1)
+        token = draw(distribution, generator) if temperature >= 1e-3 else distribution.argmax(-1)
         new = ~ended & (t >= lengths[rows])
         tokens[rows, t] = torch.where(new, token, tokens[rows, t])
         log_probs[rows, t] = torch.where(new, distribution.gather(1, token[:, None]).squeeze(1), 0.0)
@@ -365,9 +364,9 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
-def safetensors_bytes(tensors):
+def safetensors_bytes(tensors, **metadata):
     """8 bytes header length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw numbers."""
-    header, blobs, offset = {"__metadata__": {"format": "pt"}}, [], 0
+    header, blobs, offset = {"__metadata__": {"format": "pt", **metadata}}, [], 0
     for name, tensor in tensors.items():
         blobs.append(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         end = offset + len(blobs[-1])
@@ -379,7 +378,7 @@ def safetensors_bytes(tensors):
 
 
 def read_safetensors(path):
-    """The tensors of a file, as float32. BadInput where the file is not what its header says.
+    """The tensors of a file, as float32, and its metadata. BadInput where it is not what its header says.
 
     The numbers must follow one another without gap or overlap, as the format demands, so a file cannot ask
     for more memory than it has bytes.
@@ -388,7 +387,9 @@ def read_safetensors(path):
         raw = Path(path).read_bytes()
         (length,) = struct.unpack("<Q", raw[:8])
         header, body, tensors, expected = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}, 0
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are no object")
         for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             (start, end), dtype, shape = info["data_offsets"], DTYPES[info["dtype"]], info["shape"]
             if start != expected or end != start + math.prod(shape) * dtype.itemsize:
@@ -399,7 +400,12 @@ def read_safetensors(path):
             raise ValueError(f"{len(body)} bytes of numbers where the header names {expected}")
     except Exception as error:  # damage may show anywhere
         raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
-    return tensors
+    return tensors, metadata
+
+
+def digest(files):
+    """A fingerprint of the files {name: bytes} beside the weights."""
+    return hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
 
 
 def save_model(model, tokenizer, directory):
@@ -417,7 +423,8 @@ def save_model(model, tokenizer, directory):
         Path(directory, "preferences.jsonl").unlink(
             missing_ok=True
         )  # pairs of the model that was here before
-        write_files(directory, files | {"model.safetensors": safetensors_bytes(tensors)})
+        weights = safetensors_bytes(tensors, beside=digest(files))
+        write_files(directory, files | {"model.safetensors": weights})
 
 
 def load_model(directory, kind=GPT, new_head=False):
@@ -444,7 +451,14 @@ def load_model(directory, kind=GPT, new_head=False):
     except Exception as error:  # not JSON, not an object, a name that is missing, a size that is none, …
         raise BadInput(f"{path}: not a GPT-2 configuration ({error!r})") from None
     tensors = {}
-    for name, tensor in read_safetensors(Path(directory, "model.safetensors")).items():
+    found, metadata = read_safetensors(Path(directory, "model.safetensors"))
+    beside = {name: Path(directory, name) for name in ("config.json", "merges.txt", "vocab.json")}
+    if "beside" in metadata and all(path.exists() for path in beside.values()):
+        if metadata["beside"] != digest({name: path.read_bytes() for name, path in beside.items()}):
+            raise BadInput(
+                f"{directory}: its files are not of one checkpoint; write it once more, or --resume"
+            )
+    for name, tensor in found.items():
         name = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks; the tied head
             tensors[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
@@ -452,6 +466,8 @@ def load_model(directory, kind=GPT, new_head=False):
     C, asked = config.n_embd, config.vocab_size + config.n_positions + 12 * config.n_layer * config.n_embd
     if C * asked > weights:  # before any memory is asked for
         raise BadInput(f"{directory}: config.json describes a larger model than model.safetensors holds")
+    if kind is GPT and "score.weight" in tensors:
+        raise BadInput(f"{directory}: a reward model, not a language model; give what pretrain.py saved")
     if kind is ScalarGPT and "score.weight" not in tensors and not new_head:
         raise BadInput(f"{directory}: a language model, not a reward model; run reward.py first?")
     model = kind(config)
@@ -667,8 +683,10 @@ def run_script(main, parser):
     """Run `main(options)`. Bad input ends in one sentence and exit status 2; Ctrl-C says how to go on."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script without a complaint
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "r+"))
+        getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
     args = parser.parse_args()
     try:
         main(args)
@@ -677,6 +695,10 @@ def run_script(main, parser):
     except OSError as error:  # a disk that is full, a folder that may not be written
         where = error.filename or "writing"
         parser.exit(2, f"{parser.prog}: {where}: {error.strerror}; what was saved before is untouched\n")
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        parser.exit(2, f"{parser.prog}: not enough memory; lower --batch-size or the sizes of the model\n")
     except KeyboardInterrupt:
         saved = Path(getattr(args, "out", ""), "resume.pt").exists()
         how = "; the same command with --resume goes on from the last save" if saved else ""

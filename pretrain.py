@@ -50,6 +50,9 @@ option("--n-embd", type=number(int, 1), default=128, help="channels")
 add_common_options(parser)
 
 
+SIZES = ("vocab_size", "n_layer", "n_head", "n_embd")
+
+
 def next_token_loss(model, tokens, mask):
     """Cross-entropy in nats per token, over the tokens (B, T) under the mask (B, T); the first is given."""
     logits = model(tokens[:, :-1]).float()  # (B, T − 1, V); those at t are about the token at t + 1
@@ -73,6 +76,9 @@ def load_world(args, rng):
 
 def load_files(args, rng):
     """The same of your own text: rows of `block_size` tokens that begin anywhere. The end is held out."""
+    for path in args.data:
+        if {".json", ".jsonl"} & {*Path(path).suffixes}:
+            raise BadInput(f"{path}: JSON, of which the model would learn the brackets; give plain text")
     if args.init:
         tokenizer = Tokenizer.load(args.init)
     else:  # the first sixteen million characters tell enough about which words are frequent
@@ -95,6 +101,9 @@ def main(args):
 
     tokenizer, rows, order, val_rows, entropy = (load_files if args.data else load_world)(args, rng)
     if args.init:
+        fixed = [name for name in SIZES if getattr(args, name) != parser.get_default(name)]
+        if fixed:
+            raise BadInput(f"--{fixed[0].replace('_', '-')} cannot be chosen: it comes with --init")
         model = load_model(args.init).to(device)
     else:
         model = GPT(Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)).to(
@@ -119,7 +128,7 @@ def main(args):
             total += next_token_loss(model, tokens, mask).item() * mask.sum().item()
         guessed = [int(token) for row in val_rows for token in row[1:]]
         n_bytes = sum(len(tokenizer.id_to_token[i]) for i in guessed if i != tokenizer.eos)
-        return total / len(guessed), total / math.log(2) / n_bytes
+        return total / len(guessed), total / math.log(2) / max(1, n_bytes)
 
     def show_sample():
         if args.data:

@@ -36,7 +36,7 @@ parser = make_parser("sample.py", "Talk to a checkpoint, compare checkpoints, or
 option = parser.add_argument
 option("--init", help="checkpoint to talk to; if left out, runs/dpo, or with --label runs/pretrain")
 option("--prompt", help=r"answer this and stop; \n stands for a new line")
-option("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help="longest answer")
+option("--max-new-tokens", type=number(int, 1, 2**31), default=MAX_ANSWER_TOKENS, help="longest answer")
 option("--temperature", type=number(float, 0), default=1.0, help="0 always takes the likeliest token")
 option("--top-k", type=number(int, 0), default=0, help="choose among the k likeliest tokens; 0: all")
 option("--top-p", type=number(float, 0, 1), default=1.0, help="choose among the likeliest with this mass")
@@ -65,8 +65,6 @@ def measure(policy, reference, tokenizer, posts, k, temperature=1.0):
         tokens, mask, log_probs = generate(policy, same, MAX_ANSWER_TOKENS, tokenizer.eos, temperature)
         with torch.no_grad():
             reference_log_probs = token_log_probs(reference, tokens, mask, len(prompt))
-        if temperature == 0:
-            log_probs = torch.zeros_like(log_probs)  # the one answer has probability 1
         texts.append([tokenizer.decode(row[new]) for row, new in zip(tokens, mask)])
         scores.append([judge(post, text) for text in texts[-1]])
         log_ratios.append((log_probs - reference_log_probs).sum(1).tolist())
@@ -141,7 +139,7 @@ def compare(args, device):
 
     base = ask(models[0], args.answers)
     optimum = frontier(base[1], [wins(base[1], base[1])])
-    k = 1 if args.temperature == 0 else max(2, args.answers // 4)
+    k = 1 if args.temperature < 1e-3 else max(2, args.answers // 4)
     measured = [ask(model, k, args.temperature) for model in models]
     if args.temperature == 1:
         measured[0] = base
@@ -260,8 +258,14 @@ def talk(args, device):
     prompt = args.prompt if args.prompt is not None else ask_user("prompt> ")
     while prompt is not None:
         prompt = prompt.replace(r"\n", "\n")
-        if prompt:
+        try:
+            if not prompt:
+                raise BadInput("an empty prompt: write a few words to go on from")
             print(printable(prompt + sample_texts(model, tokenizer, [prompt], args.max_new_tokens, **how)[0]))
+        except BadInput as error:
+            if args.prompt is not None:
+                raise
+            print(error)
         prompt = None if args.prompt is not None else ask_user("prompt> ")
 
 
