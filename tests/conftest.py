@@ -34,7 +34,10 @@ SMALL = {  # the options with which a training script takes about a second
 
 def words(name, *options):
     """A script's quick settings, and after them these options, which win: all as texts."""
-    return [*SMALL.get(name, "").split(), *map(str, options)]
+    small = SMALL.get(name, "")
+    if name == "pretrain" and "--init" in options:  # then the sizes are fixed
+        small = "--steps 8 --batch-size 8 --block-size 160"
+    return [*small.split(), *map(str, options)]
 
 
 def call(name, *options):

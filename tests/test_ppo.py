@@ -54,7 +54,9 @@ def test_kl_estimators_on_three_tokens():
     policy, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.25, 0.25, 0.5])
     exact = 0.5 * math.log(2) + 0.3 * math.log(1.2) + 0.2 * math.log(0.4)
     one = torch.ones(3, 1).bool()
-    paid = -token_rewards(torch.zeros(3), policy.log()[:, None], reference.log()[:, None], one, beta=1.0)[:, 0]
+    paid = -token_rewards(torch.zeros(3), policy.log()[:, None], reference.log()[:, None], one, beta=1.0)[
+        :, 0
+    ]
     assert (policy * paid).sum().item() == pytest.approx(exact, abs=1e-6)
     assert exact > 0 and paid[2] < 0  # the mean is positive, single ones need not be
     k2, k3 = paid**2 / 2, torch.exp(-paid) - 1 + paid
@@ -99,7 +101,9 @@ def test_group_advantages_by_hand():
     rloo = group_advantages(returns, "rloo")
     assert rloo[:4].tolist() == pytest.approx([1 - 11 / 3, 2 - 10 / 3, 3 - 9 / 3, 6 - 6 / 3])
     sd = math.sqrt((4 + 1 + 0 + 9) / 3)
-    assert group_advantages(returns, "grpo")[:4].tolist() == pytest.approx([-2 / sd, -1 / sd, 0, 3 / sd], abs=1e-3)
+    assert group_advantages(returns, "grpo")[:4].tolist() == pytest.approx(
+        [-2 / sd, -1 / sd, 0, 3 / sd], abs=1e-3
+    )
     assert rloo[4:].tolist() == [0, 0, 0, 0]  # equal answers teach nothing
 
 

@@ -19,7 +19,9 @@ def model():
 
 
 def test_loss_by_hand():
-    assert reward_loss(torch.tensor(1.0), torch.tensor(-1.0)).item() == pytest.approx(math.log(1 + math.exp(-2)))
+    assert reward_loss(torch.tensor(1.0), torch.tensor(-1.0)).item() == pytest.approx(
+        math.log(1 + math.exp(-2))
+    )
     assert reward_loss(torch.tensor(3.0), torch.tensor(3.0)).item() == pytest.approx(math.log(2))
 
 
