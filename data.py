@@ -539,7 +539,7 @@ def pad_rows(prompts, responses, device="cpu"):
     """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses)]
     width = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
     column = torch.arange(width)
     start, end = (torch.tensor([[len(part)] for part in parts]) for parts in (prompts, rows))
     return tokens.to(device), ((column >= start) & (column < end)).to(device), min(map(len, prompts))
@@ -611,17 +611,20 @@ def encode_files(tokenizer, paths, target):
 
 
 def write_files(directory, files):
-    """Write {name: bytes} into a directory: all under other names first, then renamed.
+    """Write {name: bytes} into a directory: all under other names first, then renamed. None removes a file.
 
     So a reader never sees half a file, and a kill or a full disk leaves what was there before.
     """
-    temporary = [Path(directory, f"{name}.tmp") for name in files]
+    kept = {name: content for name, content in files.items() if content is not None}
+    temporary = {Path(directory, f"{name}.tmp"): content for name, content in kept.items()}
     try:
-        for path, content in zip(temporary, files.values()):
+        for path, content in temporary.items():
             with open(path, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # on the disk before it gets its name
+        for name in files.keys() - kept.keys():
+            Path(directory, name).unlink(missing_ok=True)
         for path in temporary:
             os.replace(path, path.with_suffix(""))
     finally:

@@ -420,10 +420,8 @@ def save_model(model, tokenizer, directory):
         config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}  # that is, num_labels=1
     files = tokenizer.files() | {"config.json": json.dumps(config, indent=2).encode()}
     if RANK == 0:
-        Path(directory, "preferences.jsonl").unlink(
-            missing_ok=True
-        )  # pairs of the model that was here before
         weights = safetensors_bytes(tensors, beside=digest(files))
+        files["preferences.jsonl"] = None  # pairs of the model that was here before
         write_files(directory, files | {"model.safetensors": weights})
 
 
@@ -485,13 +483,13 @@ def load_model(directory, kind=GPT, new_head=False):
 # 5. Around every run
 
 
-def number(kind, low, high=math.inf):
-    """An argparse type: an int or a float from `low` to `high`, and finite."""
+def number(kind, low, high=2**31):
+    """An argparse type: an int or a float from `low` to `high`."""
 
     def parse(text):
         value = kind(text)
-        if not (low <= value <= high and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"{text} is not a finite number from {low} to {high}")
+        if not low <= value <= high:  # as is NaN
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} to {high}")
         return value
 
     parse.__name__ = kind.__name__
@@ -597,7 +595,7 @@ class Run:
 
     def __init__(self, args, title, steps, data, models, optimizers):
         self.path, self.title, self.steps, self.began = Path(args.out, "resume.pt"), title, steps, args.began
-        self.parts, self.step, self.metrics = [*models, *optimizers], 0, []
+        self.models, self.parts, self.step, self.metrics = models, [*models, *optimizers], 0, []
         digest = hashlib.sha256(json.dumps(data, default=lambda x: hashlib.sha256(x).hexdigest()).encode())
         for tensor in (tensor for model in models for tensor in model.state_dict().values()):
             digest.update(tensor.cpu().numpy())
@@ -654,7 +652,7 @@ class Run:
                 yield self.step
                 self.step += 1
                 self.bar.update()
-                if RANK == 0 and time.time() > due:
+                if RANK == 0 and time.time() > due and self.step < self.steps:
                     began = time.time()
                     self.save()
                     due = time.time() + max(SAVE_SECONDS, 20 * (time.time() - began))
@@ -664,6 +662,10 @@ class Run:
         for name, value in metrics.items():
             if not math.isfinite(value) and name != "explained_variance":
                 raise BadInput(f"step {self.step + 1}: {name} is {value}; most often --lr is too high")
+        if not all(p.isfinite().all() for model in self.models for p in model.parameters()):
+            raise BadInput(
+                f"step {self.step + 1}: the weights became NaN or infinite; most often --lr is too high"
+            )
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
         self.metrics.append({"step": self.step + 1, **metrics})
         if RANK == 0:

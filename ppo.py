@@ -200,7 +200,8 @@ def main(args):
     n_minibatches = max(1, args.batch_size // MINIBATCH)
     passes = range(0, args.steps * n, len(prompts) - n_val)
     order = np.concatenate([rng.permutation(len(prompts) - n_val) for _ in passes])
-    run = Run(args, "ppo", args.steps, prompts, models, optimizers)
+    weights = [p.detach().cpu().numpy() for p in reward_model.parameters()] if learned else []
+    run = Run(args, "ppo", args.steps, [prompts, weights], models, optimizers)
     for step in run:
         # 1. Rollout: the policy answers a batch of prompts. The sampler's log-probabilities are the old ones.
         rows = shard(order[step * n : (step + 1) * n]).repeat(1 if use_critic else GROUP)
