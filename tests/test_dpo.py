@@ -1,11 +1,17 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import call, contents, copy, metrics, weights
 
+import dpo
+from data import Tokenizer, facts, read_preferences
 from dpo import dpo_loss, pair_log_probs
-from model import GPT, Config
+from model import GPT, Config, load_model
 
+LOSSES = ["dpo", "ipo", "cdpo", "hinge", "sft"]
 SIGMOID = lambda z: 1 / (1 + math.exp(-z))
 
 
@@ -18,6 +24,29 @@ def test_losses_by_hand():
     assert loss("ipo") == pytest.approx((0.5 - 1.25) ** 2)
     assert loss("hinge") == pytest.approx(0.8)
     assert dpo_loss(torch.tensor(9.0), torch.tensor(0.0), 0.4, "hinge") == 0  # margin over 1
+    assert loss("sft") == pytest.approx(-0.3)  # the rejected answer does not count
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_gradient_of_each_loss(kind):
+    torch.manual_seed(0)
+    ratios = [torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda chosen, rejected: dpo_loss(chosen, rejected, 0.7, kind), ratios)
+
+
+def test_sft_is_cross_entropy_on_the_chosen_answer():
+    """Its gradient is that of the next-token loss, summed over the chosen answer, and of nothing else."""
+    torch.manual_seed(0)
+    model = GPT(Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=1, n_head=2))
+    prompt, chosen, rejected = [1, 2, 3], [4, 10], [5, 6, 7, 10]
+    log_probs = pair_log_probs(model, [(prompt, chosen, rejected)], "cpu")
+    dpo_loss(*(log_probs - 5.0).unbind(1), 0.5, "sft").mean().backward()  # the reference is a constant
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    logits = model(torch.tensor([prompt + chosen]))[0]
+    torch.nn.functional.cross_entropy(logits[2:4], torch.tensor(chosen), reduction="sum").backward()
+    for ours, theirs in zip(found, (p.grad for p in model.parameters()), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_loss_and_gradient_of_three_tokens_by_hand():
@@ -48,6 +77,16 @@ def test_loss_is_log_2_and_margin_0_where_policy_and_reference_are_the_same():
     assert dpo_loss(torch.zeros(5), torch.zeros(5), 0.5).tolist() == pytest.approx([math.log(2)] * 5)
 
 
+def slow_log_prob(model, prompt, answer):
+    """Token by token, in float64, without padding or cache."""
+    total = 0.0
+    for t, token in enumerate(answer):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer[:t]]))[0, -1].double()
+        total += logits.log_softmax(-1)[token].item()
+    return total
+
+
 def test_pair_log_probs_sum_over_the_answer_with_its_end():
     torch.manual_seed(0)
     model = GPT(Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=1, n_head=2))
@@ -55,11 +94,7 @@ def test_pair_log_probs_sum_over_the_answer_with_its_end():
     got = pair_log_probs(model, pairs, "cpu")
     for row, (prompt, *answers) in enumerate(pairs):
         for column, answer in enumerate(answers):
-            expected = 0.0
-            for t, token in enumerate(answer):
-                logits = model(torch.tensor([prompt + answer[:t]]))[0, -1]
-                expected += logits.log_softmax(-1)[token].item()
-            assert got[row, column].item() == pytest.approx(expected, abs=1e-5)
+            assert got[row, column].item() == pytest.approx(slow_log_prob(model, prompt, answer), abs=1e-5)
 
 
 def test_the_theorem():
@@ -69,7 +104,8 @@ def test_the_theorem():
     reference, the reward, and therefore the optimal policy π*(y|x) = π_ref(y|x) exp(r(x, y) / β) / Z(x).
     The people's choices follow Bradley–Terry. The loss is not sampled: each pair of answers counts as
     often as it would come up. Its minimiser knows only the choices, yet it must be π*, and it must
-    conceal the reward: β log(π / π_ref) = r, up to one constant per prompt, which no choice can show.
+    have it as its implicit reward: β log(π / π_ref) = r, up to one constant per prompt, which no choice
+    shows.
     """
     torch.manual_seed(0)
     beta = 0.5
@@ -95,10 +131,120 @@ def test_the_theorem():
     policy = logits.detach().softmax(1)
     kl = (optimum * (optimum / policy).log()).sum(1)
     assert kl.max() < 1e-3
-    concealed = beta * (policy / reference).log()
-    constant = concealed - reward  # −β log Z(x), the same for all answers to a prompt
+    implicit = beta * (policy / reference).log()
+    constant = implicit - reward  # −β log Z(x), the same for all answers to a prompt
     assert (constant - constant.mean(1, keepdim=True)).abs().max() < 1e-3
     log_z = ((reward / beta).exp() * reference).sum(1).log()
     assert torch.allclose(constant.mean(1), -beta * log_z, atol=1e-3)
     # And it is a real change: the reference itself is far from the optimum.
     assert (optimum * (optimum / reference).log()).sum(1).min() > 0.1
+
+
+# ----------------------------------------------------------------------------------------------------
+# The script
+
+
+def test_dpo_leaves_pairs_a_checkpoint_and_its_figures(home):
+    pairs = read_preferences("runs/pretrain/preferences.jsonl")
+    assert 250 < len(pairs) <= 300 and all(pair["chosen"] != pair["rejected"] for pair in pairs)
+    assert all(len(facts(pair["prompt"])) == 4 for pair in pairs)
+    final = metrics("runs/dpo")[-1]
+    assert final["final"] is True and final["seconds"] > 0 and 0.5 < final["best_accuracy"] < 1
+    sure = [max(pair["certainty"], 1 - pair["certainty"]) for pair in pairs[-(len(pairs) // 10) :]]
+    assert final["best_accuracy"] == pytest.approx(sum(sure) / len(sure))
+
+
+@pytest.mark.parametrize(
+    "kind, first", [("dpo", math.log(2)), ("cdpo", math.log(2)), ("hinge", 1), ("ipo", 1), ("sft", 0)]
+)
+def test_the_first_loss_is_that_of_a_policy_equal_to_its_reference(home, kind, first):
+    """With β = 1/2 the margin that ipo aims at is 1."""
+    call("dpo", "--loss", kind, "--beta", 0.5, "--steps", 1, "--out", f"runs/dpo-{kind}")
+    assert metrics(f"runs/dpo-{kind}")[0]["loss"] == pytest.approx(first, abs=1e-5)
+
+
+def test_the_held_out_figures_once_more_by_hand(home):
+    """From the saved policy and the reference, pair by pair and token by token."""
+    tokenizer, beta = Tokenizer.load("runs/dpo"), dpo.parser.get_default("beta")
+    policy, reference = load_model("runs/dpo"), load_model("runs/pretrain")
+    pairs = read_preferences("runs/pretrain/preferences.jsonl")
+    implicit = {"chosen": [], "rejected": []}
+    for pair in pairs[-(len(pairs) // 10) :]:
+        prompt = tokenizer.encode(pair["prompt"])
+        for which, rewards in implicit.items():
+            answer = tokenizer.encode(pair[which]) + [tokenizer.eos]
+            ratio = slow_log_prob(policy, prompt, answer) - slow_log_prob(reference, prompt, answer)
+            rewards.append(beta * ratio)
+    mean = lambda numbers: sum(numbers) / len(numbers)
+    margins = [c - r for c, r in zip(implicit["chosen"], implicit["rejected"])]
+    last = metrics("runs/dpo")[-2]
+    assert last["chosen"] == pytest.approx(mean(implicit["chosen"]), abs=1e-4)
+    assert last["rejected"] == pytest.approx(mean(implicit["rejected"]), abs=1e-4)
+    assert last["margin"] == pytest.approx(mean(margins), abs=1e-4)
+    assert last["val_accuracy"] == pytest.approx(mean([m > 0 for m in margins]))
+    assert last["val_loss"] == pytest.approx(mean([math.log(1 + math.exp(-m)) for m in margins]), abs=1e-4)
+    assert metrics("runs/dpo")[-1]["val_loss"] == last["val_loss"]
+    assert abs(last["margin"]) > 1e-3  # or else all this says little
+
+
+def test_one_pass_learns_from_every_pair_once_and_from_no_held_out_one(home, monkeypatch):
+    seen, real = [], dpo.pair_log_probs
+
+    def watch(model, pairs, device):
+        seen.extend(pairs if torch.is_grad_enabled() else [])
+        return real(model, pairs, device)
+
+    monkeypatch.setattr(dpo, "pair_log_probs", watch)
+    dpo.main(dpo.parser.parse_args(["--batch-size", "16", "--out", "runs/dpo-pass"]))
+    tokenizer = Tokenizer.load("runs/dpo-pass")
+    pairs = read_preferences("runs/pretrain/preferences.jsonl")
+    learned = pairs[: len(pairs) - len(pairs) // 10]
+    texts = lambda pair: tuple(pair[key] for key in ("prompt", "chosen", "rejected"))
+    assert sorted(tuple(map(tokenizer.decode, pair)) for pair in seen) == sorted(map(texts, learned))
+
+
+def test_a_second_round_asks_about_the_first_rounds_answers(home):
+    """Its pairs lie inside the aligned checkpoint; those of runs/pretrain stay as they are, byte for byte."""
+    copy("runs/dpo", "runs/round1")
+    before = contents("runs/pretrain")
+    call("dpo", "--init", "runs/round1", "--pairs", 40, "--out", "runs/round2")
+    assert contents("runs/pretrain") == before
+    ours, first = (read_preferences(f"runs/{name}/preferences.jsonl") for name in ("round1", "pretrain"))
+    assert 20 <= len(ours) <= 40
+    assert [pair["prompt"] for pair in ours] == [pair["prompt"] for pair in first][: len(ours)]  # same posts
+    assert all(set(a.items()) != set(b.items()) for a, b in zip(ours, first))  # other answers
+    assert not Path("runs/round2/preferences.jsonl").exists()
+    assert weights("runs/round2") != weights("runs/round1") == weights("runs/dpo")
+
+
+def test_a_new_checkpoint_does_not_inherit_pairs(home):
+    """They would be another model's answers."""
+    copy("runs/dpo", "runs/rewritten")
+    Path("runs/rewritten/preferences.jsonl").write_bytes(Path("runs/pretrain/preferences.jsonl").read_bytes())
+    call("dpo", "--out", "runs/rewritten")
+    assert not Path("runs/rewritten/preferences.jsonl").exists()
+
+
+def test_the_same_checkpoint_and_seed_give_the_same_pairs_whoever_asks_first(home):
+    pairs = {}
+    for name, seed in (("dpo", 1), ("reward", 1), ("dpo", 2)):
+        init = Path(f"runs/asked-by-{name}{seed}")
+        copy("runs/pretrain", init)
+        (init / "preferences.jsonl").unlink()
+        call(name, "--init", init, "--pairs", 40, "--seed", seed, "--out", f"{init}-out")
+        pairs[name, seed] = (init / "preferences.jsonl").read_bytes()
+    assert pairs["dpo", 1] == pairs["reward", 1] != pairs["dpo", 2]
+
+
+def test_pairs_that_are_there_are_not_asked_for_again(home):
+    before = contents("runs/pretrain")
+    call("dpo", "--pairs", 25, "--seed", 3, "--out", "runs/dpo-not-again")
+    assert contents("runs/pretrain") == before
+
+
+def test_the_volunteers_choose_as_often_as_they_say(home):
+    """`certainty` is the probability of the choice that was made, so it averages E[p² + (1 − p)²]."""
+    sure = [json.loads(line)["certainty"] for line in open("runs/pretrain/preferences.jsonl")]
+    expected = sum(p**2 + (1 - p) ** 2 for p in sure) / len(sure)
+    spread = math.sqrt(sum((2 * p - 1) ** 2 * p * (1 - p) for p in sure)) / len(sure)
+    assert abs(sum(sure) / len(sure) - expected) < 4 * spread

@@ -27,7 +27,18 @@ def clone(tmp_path_factory):
 def test_notebook_runs(clone, name):
     env = {**os.environ, "QUICK": str(clone / "quick")}
     (clone / "quick").mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(clone), f"{name}.ipynb"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "nbconvert",
+        "--to",
+        "notebook",
+        "--execute",
+        "--output-dir",
+        str(clone),
+        f"{name}.ipynb",
+    ]
     done = subprocess.run(command, cwd=clone / "notebooks", env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+import ppo
+from conftest import call, metrics
+from data import Tokenizer, read_preferences
+from model import ScalarGPT, load_model
 from ppo import CLIP, LAMBDA, gae, group_advantages, policy_loss, token_rewards, value_loss, whiten
 
 MASK = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]]).bool()
@@ -26,7 +30,7 @@ def test_gae_equals_its_definition():
         where = MASK[row].nonzero().flatten().tolist()
         r, v = rewards[row, where].double().numpy(), np.append(values[row, where].double().numpy(), 0)
         delta = r + v[1:] - v[:-1]
-        expected = [sum(LAMBDA**l * delta[t + l] for l in range(len(r) - t)) for t in range(len(r))]
+        expected = [sum(LAMBDA**k * delta[t + k] for k in range(len(r) - t)) for t in range(len(r))]
         assert got[row, where].tolist() == pytest.approx(expected, abs=1e-5)
     assert (got[~MASK] == 0).all()
 
@@ -46,11 +50,8 @@ def test_every_token_pays_the_kl_and_the_last_earns_the_score():
     assert rewards[2].tolist() == [-1, -1, -1, -1, 29]
 
 
-def test_kl_estimators_on_three_tokens():
-    """k1 = log π − log π_ref, k2 = k1² / 2, k3 = exp(−k1) − 1 + k1, against the exact KL(π ‖ π_ref).
-
-    The reward that `token_rewards` takes away, averaged over π's own tokens, is β KL with the right sign.
-    """
+def test_what_is_paid_is_the_kl_with_its_sign():
+    """What `token_rewards` takes away, averaged over π's own tokens, is β KL(π ‖ π_ref), by hand."""
     policy, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.25, 0.25, 0.5])
     exact = 0.5 * math.log(2) + 0.3 * math.log(1.2) + 0.2 * math.log(0.4)
     one = torch.ones(3, 1).bool()
@@ -59,9 +60,14 @@ def test_kl_estimators_on_three_tokens():
     ]
     assert (policy * paid).sum().item() == pytest.approx(exact, abs=1e-6)
     assert exact > 0 and paid[2] < 0  # the mean is positive, single ones need not be
-    k2, k3 = paid**2 / 2, torch.exp(-paid) - 1 + paid
-    assert (policy * k3).sum().item() == pytest.approx(exact, abs=1e-6) and (k3 >= 0).all()
-    assert (policy * k2).sum().item() == pytest.approx(exact, rel=0.2)  # biased, but close
+
+
+def test_the_gradients_of_both_losses():
+    torch.manual_seed(0)
+    new, old, advantages = (torch.randn(4, 5, dtype=torch.float64) for _ in range(3))
+    new.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: policy_loss(x, old, advantages, MASK)[0], [new])
+    assert torch.autograd.gradcheck(lambda x: value_loss(x, old, advantages, MASK), [new])
 
 
 @pytest.mark.parametrize(
@@ -139,3 +145,171 @@ def test_a_bandit_reaches_the_known_optimum(kind):
     policy = logits.detach().softmax(0)
     assert (policy * (policy / optimum).log()).sum() < 0.05
     assert (reference * (reference / optimum).log()).sum() > 0.3  # it was far away
+
+
+# ----------------------------------------------------------------------------------------------------
+# The loop
+
+
+def watch(monkeypatch):
+    """Everything that passes through some functions of ppo.py: {name: [(arguments, result), …]}."""
+    seen = {}
+
+    def watched(name):
+        real, calls = getattr(ppo, name), seen.setdefault(name, [])
+
+        def spy(*how):
+            calls.append((how, real(*how)))
+            return calls[-1][1]
+
+        return spy
+
+    for name in ("generate", "policy_loss", "value_loss"):
+        monkeypatch.setattr(ppo, name, watched(name))
+    return seen
+
+
+def whole_texts(tokens, mask):
+    """Each row alone, without padding: prompt and answer, and how many of its tokens are the answer."""
+    for row, new in zip(tokens, mask):
+        yield row[: new.nonzero().max() + 1][None], int(new.sum())
+
+
+def slow_rollout(tokens, mask, eos):
+    """Answer by answer, at the start of training: its score, its log π_ref and the critic's values."""
+    reference, critic = load_model("runs/pretrain"), load_model("runs/reward", ScalarGPT)
+    scores, log_probs, values = [], [], []
+    with torch.no_grad():
+        for text, n in whole_texts(tokens, mask):
+            said = critic(text)[0].double()
+            scores.append(
+                said[-1].item() - (0 if text[0, -1] == eos else 1)
+            )  # who does not end loses a point
+            values.append(said[-n - 1 : -1].tolist())
+            logits = reference(text)[0, -n - 1 : -1].double()
+            log_probs.append(logits.log_softmax(-1).gather(1, text[0, -n:, None])[:, 0].tolist())
+    return scores, log_probs, values
+
+
+def test_the_first_iteration_once_more_by_hand(home, monkeypatch):
+    """Rewards, advantages, whitening and returns, from slow pieces, against what the two losses are given.
+
+    Returns are made before whitening. Two epochs of two minibatches: each answer is learned from twice.
+    """
+    seen = watch(monkeypatch)
+    call("ppo", "--out", "runs/ppo-watched", "--steps", 1, "--batch-size", 128, "--beta", 0.3)
+    _, (tokens, mask, old_log_probs) = seen["generate"][0]
+    scores, reference_log_probs, values = slow_rollout(tokens, mask, Tokenizer.load("runs/pretrain").eos)
+    all_advantages, all_returns = [], []
+    for row, score in enumerate(scores):
+        v = [*values[row], 0.0]
+        r = -0.3 * (old_log_probs[row][mask[row]].double().numpy() - np.array(reference_log_probs[row]))
+        r[-1] += score
+        delta = [r[t] + v[t + 1] - v[t] for t in range(len(r))]
+        advantages = [sum(0.95**k * delta[t + k] for k in range(len(r) - t)) for t in range(len(r))]
+        all_advantages.append(np.array(advantages))
+        all_returns.append(np.array(advantages) + np.array(values[row]))
+    every = np.concatenate(all_advantages)
+    whitened = [(a - every.mean()) / every.std() for a in all_advantages]
+
+    assert len(seen["policy_loss"]) == len(seen["value_loss"]) == 4
+    row_of = {tuple(row.tolist()): i for i, row in enumerate(old_log_probs)}
+    assert len(row_of) == 128
+    learned = []
+    for ((_, old, advantages, m), _), ((_, _, returns, _), _) in zip(seen["policy_loss"], seen["value_loss"]):
+        for i in range(len(old)):
+            row = row_of[tuple(old[i].tolist())]
+            learned.append(row)
+            assert torch.equal(m[i], mask[row]) and (advantages[i][~m[i]] == 0).all()
+            assert advantages[i][m[i]].tolist() == pytest.approx(whitened[row].tolist(), abs=1e-3)
+            assert returns[i][m[i]].tolist() == pytest.approx(all_returns[row].tolist(), abs=1e-3)
+    assert sorted(learned[:128]) == sorted(learned[128:]) == list(range(128))
+
+    # And the figures of that iteration.
+    log_ratios = [old_log_probs[i][mask[i]].sum().item() - sum(reference_log_probs[i]) for i in range(128)]
+    lengths = mask.sum(1).tolist()
+    ratios = [loss[1][how[3]].detach() for how, loss in seen["policy_loss"]]
+    mean_of = lambda figure: np.mean([figure(ratio).mean().item() for ratio in ratios])
+    expected = {
+        "score": np.mean(scores),
+        "kl": np.mean(log_ratios),
+        "objective": np.mean(scores) - 0.3 * np.mean(log_ratios),
+        "entropy": -old_log_probs.sum().item() / sum(lengths),
+        "eos": np.mean(
+            [tokens[i][mask[i]][-1].item() == Tokenizer.load("runs/pretrain").eos for i in range(128)]
+        ),
+        "length": np.mean(lengths),
+        "ratio": mean_of(lambda ratio: ratio),
+        "approx_kl": mean_of(lambda ratio: ratio - 1 - ratio.log()),
+        "clip_fraction": mean_of(lambda ratio: ((ratio > 1.2) | (ratio < 0.8)).float()),
+        "value_loss": seen["value_loss"][-1][1].item(),
+        "explained_variance": 1 - every.var() / np.concatenate(all_returns).var(),
+    }
+    first = metrics("runs/ppo-watched")[0]
+    assert first.keys() - {"step"} == expected.keys()
+    for name, value in expected.items():
+        assert first[name] == pytest.approx(value, abs=2e-3 if name == "explained_variance" else 1e-4), name
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_answers_to_the_same_prompt_are_held_against_each_other(home, monkeypatch, kind):
+    seen, options = watch(monkeypatch), ["--advantage", kind, "--steps", 1, "--batch-size", 16, "--beta", 0.3]
+    call("ppo", "--out", f"runs/ppo-{kind}-watched", *options)
+    (_, prompts, *_), (tokens, mask, old_log_probs) = seen["generate"][0]
+    assert len(prompts) == 16 and len({tuple(prompt) for prompt in prompts}) == 4
+    assert all(prompts[i] == prompts[i - i % 4] for i in range(16))
+    scores, reference_log_probs, _ = slow_rollout(tokens, mask, Tokenizer.load("runs/pretrain").eos)
+    paid = [0.3 * (old_log_probs[i].sum().item() - sum(reference_log_probs[i])) for i in range(16)]
+    returns = np.array(scores) - np.array(paid)
+    for (_, old, advantages, m), _ in seen["policy_loss"]:
+        for i in range(len(old)):
+            row = (old_log_probs == old[i]).all(1).nonzero().item()
+            others = [returns[j] for j in range(row - row % 4, row - row % 4 + 4) if j != row]
+            if kind == "rloo":
+                expected = returns[row] - np.mean(others)
+            else:
+                group = [*others, returns[row]]
+                expected = (returns[row] - np.mean(group)) / np.std(group, ddof=1)
+            assert advantages[i][m[i]].tolist() == pytest.approx(
+                [expected] * int(m[i].sum()), rel=0.02, abs=1e-3
+            )
+    assert not seen["value_loss"]  # no critic
+
+
+def test_the_held_out_prompts_are_measured_and_never_learned_from(home, monkeypatch):
+    seen = watch(monkeypatch)
+    call("ppo", "--out", "runs/ppo-held-out", "--steps", 12, "--batch-size", 32, "--lr", 1e-9)
+    tokenizer = Tokenizer.load("runs/pretrain")
+    texts = [record["prompt"] for record in read_preferences("runs/pretrain/preferences.jsonl")]
+    n_val = len(texts) // 10
+    asked = [tokenizer.decode(prompt) for how, _ in seen["generate"] for prompt in how[1]]
+    learned, held_out = asked[: 12 * 32], asked[12 * 32 :]
+    assert sorted(held_out) == sorted(texts[-n_val:])
+    assert set(learned) == set(texts[:-n_val])  # 384 prompts are more than one pass
+    assert len(set(learned[: len(texts) - n_val])) == len(texts) - n_val  # and no prompt twice before that
+    scores, kls = [], []
+    for _, (tokens, mask, log_probs) in seen["generate"][12:]:
+        some, reference_log_probs, _ = slow_rollout(tokens, mask, tokenizer.eos)
+        scores += some
+        kls += [log_probs[i].sum().item() - sum(each) for i, each in enumerate(reference_log_probs)]
+    final = metrics("runs/ppo-held-out")[-1]
+    assert final["reward"] == pytest.approx(np.mean(scores), abs=1e-4)
+    assert final["kl"] == pytest.approx(np.mean(kls), abs=1e-4)
+
+
+def test_it_starts_as_the_reference_and_explains_every_figure(home):
+    lines = metrics("runs/ppo")
+    assert abs(lines[0]["kl"]) < 1e-4 and lines[0]["ratio"] == pytest.approx(1, abs=0.05)
+    for name in lines[0].keys() - {"step"}:
+        assert f"    {name} " in ppo.__doc__, f"{name} is logged but not explained"
+    assert {"final", "reward", "kl", "explained_variance", "seconds"} == set(lines[-1])
+
+
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+def test_every_way_of_crediting_learns_a_reward_of_ones_own(home, monkeypatch, advantage):
+    """The reward counts how often a letter stands in the answer: it must rise."""
+    monkeypatch.setitem(ppo.REWARDS, "letters", lambda prompt, response: response.count("a"))
+    how = ["--reward", "letters", "--advantage", advantage, "--steps", 15, "--batch-size", 32, "--beta", 0.01]
+    call("ppo", "--out", f"runs/ppo-{advantage}", *how, "--lr", 0.02)
+    scores = [line["score"] for line in metrics(f"runs/ppo-{advantage}")[:-1]]
+    assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 1

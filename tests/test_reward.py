@@ -1,12 +1,13 @@
 import math
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from model import GPT, Config, ScalarGPT, final_scores, load_model, save_model
-from reward import calibration, find_look_alikes, look_alike, pair_scores, reward_loss
+import reward
+from conftest import call, metrics
+from data import MAX_ANSWER_TOKENS, Tokenizer, read_preferences
+from model import Config, ScalarGPT, final_scores, generate, load_model
+from reward import calibration, pair_scores, reward_loss
 
 CONFIG = Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2)
 PAIRS = [([1, 2, 3], [4, 10], [5, 6, 7, 10]), ([8], [9, 9, 10], [10])]  # 10 is EOS
@@ -25,18 +26,34 @@ def test_loss_by_hand():
     assert reward_loss(torch.tensor(3.0), torch.tensor(3.0)).item() == pytest.approx(math.log(2))
 
 
-def test_the_score_is_read_at_the_last_token_of_each_row(model):
-    final, summed = pair_scores(model, PAIRS, "cpu")
+def test_the_gradient_of_the_loss():
+    torch.manual_seed(0)
+    scores = [torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(reward_loss, scores)
+
+
+@torch.no_grad()
+def test_the_score_is_the_last_tokens_of_each_row(model):
+    scores = pair_scores(model, PAIRS, "cpu")
     for row, (prompt, *answers) in enumerate(PAIRS):
         for column, answer in enumerate(answers):
             alone = model(torch.tensor([prompt + answer]))[0]  # one row, no padding
-            assert final[row, column].item() == pytest.approx(alone[-1].item(), abs=1e-5)
-            assert summed[row, column].item() == pytest.approx(alone[len(prompt) :].sum().item(), abs=1e-5)
+            assert scores[row, column].item() == pytest.approx(alone[-1].item(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_what_the_head_says_at_other_tokens_does_not_count(model):
+    """The head is told to say 1,000 more wherever the answer has not ended yet, and after its end."""
+    before, head = pair_scores(model, PAIRS, "cpu"), model.head
     tokens = torch.tensor([[1, 2, 3, 4, 10, 0, 0]])
-    for plain in pair_scores(model, PAIRS, "cpu", plain=True):
-        assert torch.allclose(plain, final, atol=1e-6)
     mask = torch.tensor([[False, False, False, True, True, False, False]])
-    assert final_scores(model, tokens, mask).item() == pytest.approx(final[0, 0].item(), abs=1e-5)
+
+    def elsewhere(hidden):
+        scores = head(hidden)
+        return scores + 1000 * (torch.arange(scores.shape[1]) != 4)
+
+    model.head = elsewhere
+    assert final_scores(model, tokens, mask).item() == pytest.approx(before[0, 0].item(), abs=1e-5)
 
 
 @torch.no_grad()
@@ -47,17 +64,6 @@ def test_shift_adds_a_constant_to_every_score(model):
     assert torch.allclose(model(tokens), before - 1.7, atol=1e-5)
 
 
-@torch.no_grad()
-def test_an_extra_block_starts_as_the_identity(tmp_path):
-    torch.manual_seed(0)
-    gpt = GPT(CONFIG)
-    save_model(gpt, SimpleNamespace(eos=10, pad=0, files=dict), tmp_path)
-    tokens = torch.randint(0, 11, (4, 12))
-    grown = load_model(tmp_path, ScalarGPT, extra_layers=1, new_head=True)
-    assert grown.config.n_layer == 3
-    assert torch.equal(grown.transformer(tokens), gpt.transformer(tokens))
-
-
 def test_calibration_by_hand():
     sure = math.log(0.84 / 0.16)  # σ of it is 0.84
     margins = torch.tensor([sure] * 3 + [-sure] + [0.1, -0.1])
@@ -66,10 +72,59 @@ def test_calibration_by_hand():
     assert (high_n, high_right) == (4, 0.75) and high == pytest.approx(0.84)
 
 
-def test_look_alikes_differ_in_one_token_and_were_seen():
-    answers = [[1, 2, 3, 10], [1, 5, 3, 10], [4, 2, 3, 10], [7, 8, 10]]
-    seen = find_look_alikes(answers)
-    rng = np.random.default_rng(0)
-    found = {tuple(look_alike([1, 2, 3, 10], seen, rng)) for _ in range(50)}
-    assert found == {(1, 5, 3, 10), (4, 2, 3, 10)}
-    assert look_alike([7, 8, 10], seen, rng) is None
+def test_scores_have_mean_0_on_the_references_answers(home):
+    final = metrics("runs/reward")[-1]
+    assert 0 < final["val_accuracy"] < 1 and 0.5 < final["best_accuracy"] < 1 and final["val_loss"] > 0
+    tokenizer, reference = Tokenizer.load("runs/pretrain"), load_model("runs/pretrain")
+    model = load_model("runs/reward", ScalarGPT)
+    assert model.config == reference.config  # no block more
+    posts = [record["prompt"] for record in read_preferences("runs/pretrain/preferences.jsonl")]
+    prompts = [tokenizer.encode(post) for post in posts for _ in range(4)]
+    torch.manual_seed(0)
+    tokens, mask, _ = generate(reference, prompts, MAX_ANSWER_TOKENS, tokenizer.eos)
+    with torch.no_grad():
+        scores = final_scores(model, tokens, mask)
+    few = len(posts) // 10  # the shift was measured on so many answers
+    error = scores.std().item() * math.sqrt(1 / few + 1 / len(scores))
+    assert abs(scores.mean().item()) < 4 * error
+
+
+def test_the_held_out_figures_once_more_by_hand(home, capsys):
+    """From the saved model, answer by answer. The shift adds the same to both, so it changes none of them."""
+    call("reward", "--out", "runs/reward-by-hand")
+    printed = capsys.readouterr().out
+    tokenizer, model = Tokenizer.load("runs/reward-by-hand"), load_model("runs/reward-by-hand", ScalarGPT)
+    pairs = read_preferences("runs/pretrain/preferences.jsonl")
+    margins = []
+    for pair in pairs[-(len(pairs) // 10) :]:
+        score = {}
+        for which in ("chosen", "rejected"):
+            ids = tokenizer.encode(pair["prompt"]) + tokenizer.encode(pair[which]) + [tokenizer.eos]
+            with torch.no_grad():
+                score[which] = model(torch.tensor([ids]))[0, -1].item()
+        margins.append(score["chosen"] - score["rejected"])
+    mean = lambda numbers: sum(numbers) / len(numbers)
+    last = metrics("runs/reward-by-hand")[-2]
+    assert last["margin"] == pytest.approx(mean(margins), abs=1e-4)
+    assert last["val_accuracy"] == pytest.approx(mean([m > 0 for m in margins]))
+    assert last["val_loss"] == pytest.approx(mean([math.log(1 + math.exp(-m)) for m in margins]), abs=1e-4)
+    assert metrics("runs/reward-by-hand")[-1]["val_loss"] == last["val_loss"]
+    assert max(map(abs, margins)) > 1e-3  # or else all this says little
+    table = printed[printed.index("how sure") :].splitlines()[1:-2]
+    assert sum(int(row.split()[-1]) for row in table) == len(margins)
+
+
+def test_one_pass_learns_from_every_pair_once_and_from_no_held_out_one(home, monkeypatch):
+    seen, real = [], reward.pair_scores
+
+    def watch(model, pairs, device):
+        seen.extend(pairs if torch.is_grad_enabled() else [])
+        return real(model, pairs, device)
+
+    monkeypatch.setattr(reward, "pair_scores", watch)
+    reward.main(reward.parser.parse_args(["--batch-size", "16", "--out", "runs/reward-pass"]))
+    tokenizer = Tokenizer.load("runs/reward-pass")
+    pairs = read_preferences("runs/pretrain/preferences.jsonl")
+    learned = pairs[: len(pairs) - len(pairs) // 10]
+    texts = lambda pair: tuple(pair[key] for key in ("prompt", "chosen", "rejected"))
+    assert sorted(tuple(map(tokenizer.decode, pair)) for pair in seen) == sorted(map(texts, learned))

@@ -28,7 +28,6 @@ SCRIPTS = ["pretrain", "dpo", "reward", "ppo"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SAVING = "import conftest; conftest.save_after_every_step()"  # for `start`
 
-OWN_TEXT = pytest.mark.xfail(strict=True, raises=RuntimeError, reason="pad_rows makes tokens of uint16")
 every_script = pytest.mark.parametrize("name", SCRIPTS)
 
 
@@ -97,9 +96,6 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(home, strai
     assert not Path(out, "resume.pt").exists() and not Path(out, "metrics-unfinished.jsonl").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UnboundLocalError, reason="the figures of the last step are not defined"
-)
 @every_script
 def test_a_run_that_was_stopped_after_its_last_step_can_be_resumed(home, straight, monkeypatch, name):
     """The last step is done and saved, but no model was written yet."""
@@ -139,18 +135,12 @@ def test_resuming_needs_no_metrics_file(home, straight, name, damage):
 CHANGES = [
     *[(name, "--lr") for name in SCRIPTS],
     *[(name, "the init weights") for name in SCRIPTS],
-    pytest.param("pretrain", "the text", marks=OWN_TEXT),
+    ("pretrain", "the text"),
     ("dpo", "the pairs"),
     ("reward", "the pairs"),
     ("ppo", "the pairs"),
     ("ppo", "the reward weights"),
-    pytest.param(
-        "ppo rloo",
-        "the reward weights",
-        marks=pytest.mark.xfail(
-            strict=True, reason="without a critic nothing holds the reward's fingerprint"
-        ),
-    ),
+    ("ppo rloo", "the reward weights"),
 ]
 
 
@@ -216,14 +206,13 @@ def test_resuming_where_nothing_or_nonsense_is_saved_is_refused(home, name):
 @pytest.mark.parametrize(
     "name, more",
     [
-        *[(name, []) for name in SCRIPTS],
-        pytest.param(
-            "ppo", ["--epochs", 1], marks=pytest.mark.xfail(strict=True, reason="NaN weights are sampled")
-        ),
+        *[(name, ["--lr", 1e6]) for name in SCRIPTS],
+        ("ppo", ["--lr", 1e6, "--epochs", 1]),  # the figures of this step are still fine, the weights are not
+        ("ppo", ["--lr", 1e6, "--epochs", 1, "--advantage", "rloo"]),
         pytest.param(
             "ppo",
-            ["--epochs", 1, "--steps", 1],
-            marks=pytest.mark.xfail(strict=True, reason="NaN weights are saved, then sampled"),
+            ["--lr", 2**31, "--epochs", 1],  # the weights are still finite, the next logits are not
+            marks=pytest.mark.xfail(strict=True, raises=RuntimeError, reason="generate draws from NaN"),
         ),
     ],
 )
@@ -231,10 +220,19 @@ def test_a_run_that_stops_at_nan_leaves_the_finished_run_alone(home, tmp_path, n
     copy(f"runs/{name}", tmp_path / "out")
     before = contents(tmp_path / "out")
     with pytest.raises(BadInput, match=r"step \d+: .*--lr is too high"):
-        call(name, "--out", tmp_path / "out", "--lr", 1e30, *more)
+        call(name, "--out", tmp_path / "out", *more)
     after = contents(tmp_path / "out")
     assert after.pop("metrics-unfinished.jsonl") is not None
     assert after == before
+
+
+def assert_whole(out, kind):
+    """The checkpoint opens. A kill just between two of its files is noticed, and the run can be resumed."""
+    try:
+        load_model(out, kind)
+        Tokenizer.load(out)
+    except BadInput as error:
+        assert "not of one checkpoint" in str(error) and (out / "resume.pt").exists()
 
 
 @every_script
@@ -268,11 +266,33 @@ def test_kills_at_any_moment_leave_what_was_saved_and_a_run_that_goes_on(home, n
             assert weights(out) == new
             ends += 1
         assert weights(out) in (old, new)
-        load_model(out, kind)
-        Tokenizer.load(out)
+        assert_whole(out, kind)
         assert metrics(out)[-1]["final"]
         if (out / "resume.pt").exists():
             torch.load(out / "resume.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("renamed", [1, 2, 3])
+def test_a_kill_between_two_files_of_a_checkpoint_is_noticed_and_mended(home, straight, renamed):
+    """Each file gets its name at once, but four names take four moments."""
+    out, replace, done = Path(f"runs/pretrain-torn{renamed}"), os.replace, []
+    call("pretrain", "--out", out, "--vocab-size", 280)  # all four files are others
+
+    def killed(source, target):
+        if Path(target).name != "resume.pt" and Path(target).suffix != ".jsonl":
+            done.append(target)
+            if len(done) > renamed:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        on_the_clock("pretrain", "--out", out)
+    with pytest.raises(BadInput, match="its files are not of one checkpoint; .* --resume"):
+        load_model(out)
+    on_the_clock("pretrain", "--out", out, "--resume")
+    assert weights(out) == weights("runs/pretrain-straight")
+    load_model(out)
 
 
 def no_large_files():
@@ -291,24 +311,7 @@ def test_a_full_disk_is_said_and_harms_nothing(home, name):
     )
     after = contents(f"runs/{name}")
     assert after.pop("metrics-unfinished.jsonl") is not None
-    if name == "pretrain":  # see below
-        after["preferences.jsonl"] = before["preferences.jsonl"]
-        Path("runs/pretrain/preferences.jsonl").write_bytes(before["preferences.jsonl"])
     assert after == before
-
-
-@pytest.mark.xfail(strict=True, reason="save_model deletes the pairs before it has written the new model")
-def test_a_full_disk_leaves_the_pairs_of_the_model_that_is_still_there(home, monkeypatch, tmp_path):
-    copy("runs/pretrain", tmp_path / "out")
-    tokenizer, gpt = Tokenizer.load(tmp_path / "out"), load_model(tmp_path / "out")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        model.save_model(gpt, tokenizer, tmp_path / "out")
-    assert contents(tmp_path / "out") == contents("runs/pretrain")
 
 
 def test_a_disk_that_fills_up_while_a_run_saves_leaves_the_last_save(home, straight):
@@ -375,12 +378,13 @@ def test_ctrl_c_from_outside_ends_a_long_run_in_one_sentence(home, moment):
 
 NO_DEVICE = "cuda" if not torch.cuda.is_available() else "mps"
 REFUSED = {
-    "pretrain --steps 0": "0 is not a finite number from 1",
+    "pretrain --steps 0": "0 is not a number from 1",
+    f"pretrain --steps {'9' * 400}": "9 is not a number from 1",
     "pretrain --steps many": "argument --steps: invalid int value: 'many'",
-    "pretrain --lr nan": "nan is not a finite number",
-    "pretrain --lr 0": "0 is not a finite number",
-    "pretrain --lr inf": "inf is not a finite number",
-    "pretrain --seed -1": "-1 is not a finite number from 0",
+    "pretrain --lr nan": "nan is not a number",
+    "pretrain --lr 0": "0 is not a number",
+    "pretrain --lr inf": "inf is not a number",
+    "pretrain --seed -1": "-1 is not a number from 0",
     "pretrain --n-head 3": "not a multiple of n_head 3",
     "pretrain --block-size 20": "do not fit into a context of 20",
     "pretrain --vocab-size 10": "a vocabulary of 10 is too small",
@@ -395,7 +399,7 @@ REFUSED = {
     "dpo --data few.jsonl": "few.jsonl: too few pairs (0 of 5 were dropped",
     "dpo --data bad.jsonl": "bad.jsonl:2: not JSON",
     "dpo --data equal.jsonl": "equal.jsonl: too few pairs (30 of 30 were dropped",
-    "dpo --beta 0": "0 is not a finite number",
+    "dpo --beta 0": "0 is not a number",
     "dpo --loss ppo": "invalid choice: 'ppo'",
     "dpo --batch-size 5000": "not fewer than --batch-size",
     f"dpo --device {NO_DEVICE}": "there is none here",
@@ -409,11 +413,11 @@ REFUSED = {
     "ppo --reward runs/dpo": "runs/dpo: a language model, not a reward model",
     "ppo --reward runs/foreign": "runs/foreign: its tokenizer is not that of runs/pretrain",
     "ppo --data few.jsonl": "few.jsonl: 5 prompts",
-    "ppo --beta -1": "-1 is not a finite number from 0",
-    "ppo --batch-size 3": "3 is not a finite number from 4",
+    "ppo --beta -1": "-1 is not a number from 0",
+    "ppo --batch-size 3": "3 is not a number from 4",
     "sample --init nowhere --prompt x": "nowhere: no checkpoint there",
     "sample --init runs/pretrain --prompt LONG": "leaves no room in a context of 160",
-    "sample --top-p 2": "2 is not a finite number from 0 to 1",
+    "sample --top-p 2": "2 is not a number from 0 to 1",
     "sample --compare nowhere": "nowhere: no checkpoint there",
     "sample --compare runs/reward": "runs/reward: a reward model, not a language model",
     "sample --compare runs/pretrain runs/foreign": "runs/foreign: its tokenizer is not that of runs/pretrain",
@@ -451,12 +455,6 @@ def test_what_cannot_work_is_refused_in_one_sentence(strange_files, speak, comma
     assert said.splitlines()[-1].startswith(f"{name}.py: ")
     assert REFUSED[command] in said.splitlines()[-1]
     assert {path: path.read_bytes() for path in there} == there  # nothing was harmed
-
-
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="math.isfinite(10**400)")
-def test_a_number_without_end_is_refused_in_one_sentence(speak):
-    status, _, _ = speak("dpo", "--steps", "9" * 400)
-    assert status == 2
 
 
 @pytest.mark.parametrize("name", ["dpo", "reward", "ppo"])
@@ -707,13 +705,13 @@ def test_a_gpt2_directory_from_elsewhere_is_a_valid_start_and_goes_back(home, dt
         assert torch.allclose(here[:, -1:] if name == "reward" else here, there, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [pytest.param("pretrain", marks=OWN_TEXT), "dpo", "reward", "ppo"])
+@every_script
 @pytest.mark.parametrize("held_out", [30, 120])
 def test_evaluation_takes_no_more_memory_when_more_is_held_out(home, monkeypatch, name, held_out):
     """What could grow with the held-out part is a batch, so this looks at the largest without gradients."""
     line = Path("runs/pretrain/preferences.jsonl").read_text().splitlines()
     Path("many.jsonl").write_text("\n".join((line * 4)[: 10 * held_out]))
-    Path("many.txt").write_text("one two three four five six seven\n" * 10 * held_out)
+    Path("many.txt").write_text("one two three four five six seven\n" * 20 * held_out)
     forward, largest = model.Transformer.forward, {True: 0, False: 0}
 
     def watch(self, tokens, cache=None):

@@ -1,0 +1,286 @@
+import json
+import math
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT, call
+from data import MAX_ANSWER_TOKENS, Tokenizer, documents, judge, printable
+from model import generate, load_model, sample_texts
+from sample import frontier, measure, optimal_weights, standard_errors, wins
+
+SMALL = ["--posts", 4, "--answers", 16]
+KEYS = {"score", "kl", "optimal_score", "share", "win_rate", "optimal_win_rate", "length", "repeats"}
+
+
+# ----------------------------------------------------------------------------------------------------
+# The optimum, and the errors
+
+
+def test_frontier_against_a_known_optimum():
+    """Rewards N(0, 1) under the reference: π* is N(1/β, 1), so its reward is 1/β and its KL 1/(2β²)."""
+    scores = np.random.default_rng(0).normal(size=(64, 4096))
+    kls, rewards, again = frontier(scores, [scores]).mean(2)
+    assert np.all(np.diff(kls) >= 0) and np.array_equal(rewards, again)
+    for kl in (0.1, 0.5, 1.0):
+        assert np.interp(kl, kls, rewards) == pytest.approx(math.sqrt(2 * kl), rel=0.02)
+
+
+def test_the_optimal_weights_and_wins_by_hand():
+    scores = np.array([[0.0, 1.0]])
+    w = optimal_weights(scores, beta=1 / math.log(3))
+    assert w.tolist() == [pytest.approx([1 / 4, 3 / 4])]
+    # answer 0 ties one and loses one: 1/4; answer 1 wins one and ties one: 3/4
+    assert wins(scores, scores).tolist() == [[1 / 4, 3 / 4]]
+    assert wins(np.array([[5.0, -5.0]]), scores).tolist() == [[1, 0]]
+
+
+def test_the_bootstrap_finds_the_standard_error_of_a_mean():
+    """For n independent N(0, σ²) the standard error of the mean is σ/√n; of twice the mean, twice that."""
+    x = np.random.default_rng(1).normal(scale=3, size=400)
+    mean, twice = standard_errors(lambda some: [x[some].mean(), 2 * x[some].mean()], 400, resamples=4000)
+    assert mean == pytest.approx(x.std() / math.sqrt(400), rel=0.05)
+    assert mean == pytest.approx(3 / math.sqrt(400), rel=0.15) and twice == pytest.approx(2 * mean)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Comparing
+
+
+@pytest.fixture
+def compared(speak):
+    """A function that compares the finished runs and gives the rows."""
+
+    def run(*options):
+        status, printed, said = speak("sample", "--compare", "--json", *SMALL, *options)
+        assert status == 0, said
+        return json.loads(printed)
+
+    return run
+
+
+def test_compare_prints_a_table_and_a_few_answers(speak):
+    status, table, _ = speak("sample", "--compare", *SMALL)
+    assert status == 0 and all(
+        name in table for name in ("runs/pretrain", "runs/dpo", "runs/ppo", "POST:", "±")
+    )
+
+
+def test_compare_gives_each_figure_with_its_standard_error(compared):
+    reference, dpo, ppo = compared()
+    assert KEYS | {f"{key}_se" for key in KEYS} | {"checkpoint"} == dpo.keys() == ppo.keys()
+    assert reference["share"] is None and abs(reference["kl"]) < 1e-4 and reference["win_rate"] == 0.5
+    assert reference["score"] == pytest.approx(reference["optimal_score"], abs=1e-3)
+
+
+def test_a_comparison_of_two_models_by_hand(compared, monkeypatch):
+    """Sixteen posts with known answers, worked out without `frontier`, `wins` and the bootstrap.
+
+    The reference's two answers to post i score 0 and d, where d is i / 4 + 1, and the policy's both score d
+    at a KL of log 2. There the optimum is the policy that always gives the better one: it earns d, too. So
+    the share is 1, and each answer wins against one of the two and ties with the other: 3/4.
+    """
+    d = np.arange(16) / 4 + 1
+
+    def fake(policy, reference, tokenizer, posts, k, temperature=1.0):
+        same = policy is reference
+        scores = np.stack([0 * d if same else d, d], axis=1)
+        kls = np.zeros((16, 2)) if same else np.full((16, 2), math.log(2))
+        return [["a", "b"]] * 16, scores, kls, np.stack([d, d + 2], axis=1)
+
+    monkeypatch.setattr("sample.measure", fake)
+    reference, policy = compared("--compare", "runs/pretrain", "runs/dpo", "--posts", 16, "--answers", 2)
+    assert reference["score"] == pytest.approx(d.mean() / 2) and policy["score"] == pytest.approx(d.mean())
+    assert policy["kl"] == pytest.approx(math.log(2)) and policy["kl_se"] == pytest.approx(0, abs=1e-6)
+    assert policy["optimal_score"] == pytest.approx(d.mean(), rel=1e-3)
+    assert policy["share"] == pytest.approx(1, rel=1e-3) and policy["share_se"] < 1e-3
+    assert reference["win_rate"] == 0.5 and policy["win_rate"] == 0.75
+    assert policy["optimal_win_rate"] == pytest.approx(0.75, rel=1e-3)
+    assert policy["length"] == pytest.approx(d.mean() + 1) and policy["repeats"] == 0
+    # Another post has another d, so the error of a mean over posts is sd / √16.
+    assert policy["score_se"] == pytest.approx(d.std() / 4, rel=0.1)
+    assert reference["score_se"] == pytest.approx(d.std() / 8, rel=0.1)
+
+
+def test_half_of_the_gain_is_a_share_of_a_half(compared, monkeypatch):
+    """As above, with a policy that gives the worse answer once in four: it gains half, at the same KL."""
+
+    def fake(policy, reference, tokenizer, posts, k, temperature=1.0):
+        scores = [0.0, 0.0, 2.0, 2.0] if policy is reference else [0.0, 2.0, 2.0, 2.0]
+        kl = 0.0 if policy is reference else math.log(2)
+        return [["a"] * 4] * 4, np.array([scores] * 4), np.full((4, 4), kl), np.ones((4, 4))
+
+    monkeypatch.setattr("sample.measure", fake)
+    _, policy = compared("--compare", "runs/pretrain", "runs/dpo")
+    assert policy["share"] == pytest.approx((1.5 - 1) / (2 - 1), rel=1e-3)
+
+
+def test_answers_are_measured_once_more_by_hand(home):
+    """Scores, log-ratios and lengths of four answers to each of two posts, answer by answer."""
+    tokenizer = Tokenizer.load("runs/pretrain")
+    policy, reference = load_model("runs/dpo"), load_model("runs/pretrain")
+    posts = [document.prompt for document in documents(2, seed=5, kind="POST")]
+    torch.manual_seed(0)
+    texts, scores, log_ratios, lengths = measure(policy, reference, tokenizer, posts, 4, temperature=0.7)
+    torch.manual_seed(0)
+    for i, post in enumerate(posts):
+        ids = tokenizer.encode(post)
+        tokens, mask, _ = generate(policy, [ids] * 4, MAX_ANSWER_TOKENS, tokenizer.eos, 0.7)
+        for j in range(4):
+            answer = tokens[j][mask[j]]
+            given = torch.tensor([[*ids, *answer.tolist()]])
+            with torch.no_grad():
+                warm, cold = (
+                    model(given)[0, len(ids) - 1 : -1].double() / heat
+                    for model, heat in ((policy, 0.7), (reference, 1.0))
+                )
+            ratio = (warm.log_softmax(-1) - cold.log_softmax(-1)).gather(1, answer[:, None]).sum().item()
+            assert texts[i][j] == tokenizer.decode(answer) and lengths[i, j] == len(answer)
+            assert log_ratios[i, j] == pytest.approx(ratio, abs=1e-3)
+            assert scores[i, j] == judge(post, texts[i][j])
+
+
+def test_the_same_model_twice_has_the_same_figures(compared):
+    _, one, two = compared("--compare", "runs/pretrain", "runs/dpo", "runs/dpo")
+    assert one == two
+
+
+def test_at_temperature_0_the_kl_is_the_surprise_of_the_likeliest_answer(home, compared):
+    """A policy that always gives one answer has the KL −log π_ref(that answer), by the definition."""
+    row = compared("--temperature", 0)[0]
+    tokenizer, model = Tokenizer.load("runs/pretrain"), load_model("runs/pretrain")
+    surprise = []
+    for document in documents(4, seed=[0, 3], kind="POST"):
+        ids, answer = tokenizer.encode(document.prompt), []
+        while len(answer) < 32 and tokenizer.eos not in answer:
+            log_probs = model(torch.tensor([ids + answer]))[0, -1].log_softmax(-1)
+            answer.append(log_probs.argmax().item())
+            surprise.append(-log_probs.max().item())
+    assert row["kl"] == pytest.approx(sum(surprise) / 4, rel=1e-3)
+
+
+def test_shifted_posts_are_letters(speak, compared):
+    _, printed, _ = speak("sample", "--compare", *SMALL, "--shifted")
+    assert "LETTER:" in printed and "POST:" not in printed
+    assert compared("--shifted") != compared()
+
+
+def test_repeats_are_the_answers_that_are_the_first_sentence(compared, monkeypatch):
+    """Where every answer is the post's first sentence all repeat; where none is, none."""
+
+    def one_text(texts):
+        def fake(policy, reference, tokenizer, posts, k, temperature=1.0):
+            found = [[text(post)] * k for post, text in zip(posts, texts * len(posts))]
+            return found, *(np.zeros((len(posts), k)) for _ in range(3))
+
+        return fake
+
+    first = lambda post: f" {post.split(': ')[1].split('.')[0]}."
+    other = lambda post: " Something else."
+    for texts, share in (([first], 1), ([other], 0), ([first, other], 0.5)):
+        monkeypatch.setattr("sample.measure", one_text(texts))
+        assert [row["repeats"] for row in compared()] == [share] * 3
+
+
+# ----------------------------------------------------------------------------------------------------
+# Talking and labelling
+
+
+def test_one_prompt_and_the_loop(speak):
+    status, printed, _ = speak("sample", "--prompt", r"POST: Hello.\nTL;DR:", "--temperature", 0)
+    assert status == 0 and printed.startswith("POST: Hello.\nTL;DR:")
+    long = "word " * 200
+    status, printed, _ = speak(
+        "sample", "--init", "runs/pretrain", "--top-k", 5, stdin=f"It is\n\n{long}\nMy\n"
+    )
+    assert status == 0 and "It is" in printed and "prompt> My" in printed
+    assert "an empty prompt" in printed and "leaves no room" in printed  # and it goes on
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "< /dev/null"])
+def test_a_closed_standard_input_is_an_end_and_no_error(home, closed):
+    """As under cron, or behind a daemon: nothing can be typed, so the loop ends at once."""
+    command = f'"{sys.executable}" "{ROOT / "sample.py"}" --init runs/dpo {closed}'
+    done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout == ("" if ">&-" in closed else "prompt> ")
+
+
+def test_control_characters_are_escaped(speak):
+    assert printable("plain ünï 日本\nline") == "plain ünï 日本\nline"
+    assert printable("\x1b[2Jred\r\x07\u202e") == "\\x1b[2Jred\\r\\x07\\u202e"
+    _, printed, _ = speak("sample", "--prompt", "red \x1b[31m")
+    assert printed.startswith("red \\x1b[31m") and "\x1b" not in printed
+
+
+def test_labelling_without_a_keyboard_keeps_what_was_chosen(speak):
+    """The input ends after two choices: both are on the disk, with the prompt that was shown."""
+    status, printed, _ = speak("sample", "--label", 5, "--labels", "piped.jsonl", stdin="1\n2\n")
+    assert status == 0 and "2 choices in piped.jsonl" in printed
+    chosen = [json.loads(line) for line in Path("piped.jsonl").read_text().splitlines()]
+    assert len(chosen) == 2
+    for record in chosen:
+        assert printable(record["prompt"]) in printed
+    first, second = chosen
+    assert printable(f"\n  1 {first['chosen']}\n  2 {first['rejected']}") in printed
+    assert printable(f"\n  1 {second['rejected']}\n  2 {second['chosen']}") in printed
+
+
+def test_labelling_takes_its_prompts_from_a_file(speak):
+    Path("prompts.jsonl").write_text('{"prompt": "It is", "chosen": "a", "rejected": "b"}\n')
+    how = ["--label", 5, "--labels", "from-file.jsonl", "--data", "prompts.jsonl"]
+    status, _, _ = speak("sample", *how, stdin="1\n")
+    assert status == 0
+    assert [json.loads(line)["prompt"] for line in Path("from-file.jsonl").open()] == ["It is"]
+    status, _, said = speak("sample", *how, stdin="1\n")  # it has been labelled
+    assert status == 2 and "no new prompt is left" in said
+
+
+def test_a_person_labels_through_a_terminal_and_the_model_follows(home):
+    """The person likes the shorter answer, skips one, takes one back, quits, and comes again."""
+
+    def session(keys, n):
+        """Play a list of keys, "shorter" standing for the key of the shorter answer; then q."""
+        master, slave = pty.openpty()
+        command = [sys.executable, ROOT / "sample.py", "--label", n, "--labels", "labels.jsonl"]
+        command = [str(part) for part in [*command, "--max-new-tokens", 12]]
+        process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        seen, keys = "", list(keys)
+        while True:
+            try:
+                seen += os.read(master, 4096).decode("utf-8", "replace")
+            except OSError:  # the program has ended
+                break
+            if seen.endswith("q> "):
+                key = keys.pop(0) if keys else "q"
+                if key == "shorter":
+                    answers = seen[seen.rindex("\r\n  1 ") :]
+                    first, second = answers.split("\r\n  2 ")
+                    key = "1" if len(first) - 6 <= len(second.split("\r\n[")[0]) else "2"
+                seen = ""
+                os.write(master, f"{key}\n".encode())
+        assert process.wait() == 0
+        return [json.loads(line) for line in Path("labels.jsonl").read_text().splitlines()]
+
+    first = session(["shorter", "s", "shorter", "nonsense", "shorter", "u"], 10)
+    assert len(first) == 2
+    both = session(["shorter"] * 40, 40)
+    assert len(both) == 42 and both[:2] == first
+    assert len({record["prompt"] for record in both}) == 42
+    shorter = [len(printable(r["chosen"])) <= len(printable(r["rejected"])) for r in both]
+    assert sum(shorter) >= 41  # escapes on the screen may make one look longer
+    call("dpo", "--data", "labels.jsonl", "--out", "runs/mine", "--steps", 60, "--beta", 0.1, "--lr", 5e-3)
+    tokenizer, prompts = Tokenizer.load("runs/pretrain"), [r["prompt"] for r in both] * 4
+    lengths = {}
+    for name in ("pretrain", "mine"):
+        torch.manual_seed(0)
+        texts = sample_texts(load_model(f"runs/{name}"), tokenizer, prompts, 12)
+        lengths[name] = np.mean([len(text) for text in texts])
+    assert lengths["mine"] < 0.9 * lengths["pretrain"]
