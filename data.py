@@ -417,15 +417,19 @@ def canonical(record):
         raise ValueError(f"found the keys {', '.join(record) or '(none)'}; accepted are {accepted}")
     prompt, *answers = (record.get(key) for key in form)
     if all(isinstance(answer, str) for answer in answers):
-        if prompt is None:
-            shared = os.path.commonprefix(answers)
-            if TURN not in shared:
-                raise ValueError(f'no "prompt", and the answers are not transcripts that share a {TURN!r}')
-            prompt = shared[: shared.rfind(TURN) + len(TURN)]
-            answers = [answer.removeprefix(prompt) for answer in answers]
-        elif not isinstance(prompt, str):
-            prompt, answers = transcript(chat(form[0], prompt)) + TURN, [f" {answer}" for answer in answers]
-        elif TURN in prompt and any(answer.startswith(prompt) for answer in answers):  # said twice
+        shared = os.path.commonprefix(answers)
+        turned = shared[: shared.rfind(TURN) + len(TURN)] if TURN in shared else ""
+        whole = shared.startswith(("\n\nHuman:", "\n\nSystem:")) and turned  # transcripts, prompt included
+        if prompt is None and not turned:
+            raise ValueError(f'no "prompt", and the answers are not transcripts that share a {TURN!r}')
+        if prompt is not None and not isinstance(prompt, str):
+            prompt = transcript(chat(form[0], prompt)) + TURN
+            answers = answers if whole else [f" {answer}" for answer in answers]
+        if prompt is None or (whole and not whole.startswith(prompt)):
+            if prompt is not None and prompt.removesuffix(TURN) not in whole:
+                raise ValueError(f'the answers are whole transcripts, in which "{form[0]}" does not occur')
+            prompt = turned
+        if prompt is turned or (TURN in prompt and any(answer.startswith(prompt) for answer in answers)):
             if not all(answer.startswith(prompt) for answer in answers):
                 raise ValueError(f'one answer begins with the whole "{form[0]}", the other one does not')
             answers = [answer.removeprefix(prompt) for answer in answers]
@@ -434,6 +438,8 @@ def canonical(record):
     else:
         said = [] if prompt is None else chat(form[0], prompt)
         chosen, rejected = (join_chat(said, chat(*part)) for part in zip(form[1:], answers))
+        if isinstance(prompt, str) and prompt.startswith("\n\nHuman:"):
+            raise ValueError(f'"{form[0]}" is a transcript and the answers are chats; write both alike')
         shared = len(os.path.commonprefix([chosen[:-1], rejected[:-1]]))
         while shared >= 0 and not all(m[shared:] and m[shared][0] == "Assistant" for m in (chosen, rejected)):
             shared -= 1
@@ -577,7 +583,7 @@ def read_chunks(path, size=2**20):
             for number, line in enumerate(file, start=1):
                 text += line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if len(text) >= size:
-                    piece = text.rstrip()
+                    piece = re.sub(r"[^\S\x1c-\x1f]+\Z", "", text)  # GPT-2's white space, as in word_pattern
                     yield piece
                     text = text[len(piece) :]
             yield text

@@ -266,7 +266,7 @@ def draw(log_probs, generator=None):
     """
     cumulative = log_probs.exp().cumsum(-1)
     u = 1 - torch.rand(len(log_probs), 1, generator=generator, device=log_probs.device)  # never 0
-    return torch.searchsorted(cumulative, u * cumulative[:, -1:]).squeeze(1)
+    return torch.searchsorted(cumulative, u * cumulative[:, -1:]).squeeze(1).clamp(max=log_probs.shape[1] - 1)
 
 
 @torch.no_grad()
@@ -386,6 +386,8 @@ def read_safetensors(path):
     try:
         raw = Path(path).read_bytes()
         (length,) = struct.unpack("<Q", raw[:8])
+        if length > len(raw) - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {len(raw)}")
         header, body, tensors, expected = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}, 0
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
