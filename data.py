@@ -425,7 +425,7 @@ def canonical(record):
         if prompt is not None and not isinstance(prompt, str):
             prompt = transcript(chat(form[0], prompt)) + TURN
             answers = answers if whole else [f" {answer}" for answer in answers]
-        if prompt is None or (whole and not whole.startswith(prompt)):
+        if prompt is None or (whole and not prompt.endswith(TURN)):
             if prompt is not None and prompt.removesuffix(TURN) not in whole:
                 raise ValueError(f'the answers are whole transcripts, in which "{form[0]}" does not occur')
             prompt = turned
