@@ -44,7 +44,7 @@ parser = make_parser("dpo.py", "Align a pretrained model by Direct Preference Op
 option = parser.add_argument
 option("--init", default="runs/pretrain", help="checkpoint to start from")
 option("--data", help="preference file; if left out, pairs of the model's own answers")
-option("--pairs", type=number(int, 20), default=9600, help="how many of its own to ask about")
+option("--pairs", type=number(int, 20), default=16000, help="how many of its own to ask about")
 option("--out", default="runs/dpo", help="directory for the checkpoint")
 option("--beta", type=number(float, 1e-9), default=0.5, help="higher stays closer to the reference")
 option("--loss", choices=["dpo", "ipo", "cdpo", "hinge", "sft"], default="dpo", help="what to minimise")

@@ -43,7 +43,7 @@ parser = make_parser("reward.py", "Learn a reward model from preferences.")
 option = parser.add_argument
 option("--init", default="runs/pretrain", help="checkpoint to start from")
 option("--data", help="preference file; if left out, pairs of the model's own answers")
-option("--pairs", type=number(int, 20), default=9600, help="how many of its own to ask about")
+option("--pairs", type=number(int, 20), default=16000, help="how many of its own to ask about")
 option("--out", default="runs/reward", help="directory for the checkpoint")
 option("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
 option("--batch-size", type=number(int, 1), default=32, help="pairs a step")

@@ -89,6 +89,31 @@ def test_scores_have_mean_0_on_the_references_answers(home):
     assert abs(scores.mean().item()) < 4 * error
 
 
+def test_the_shift_is_the_mean_over_answers_of_the_reference_to_the_held_out_posts(home, monkeypatch):
+    """Over those very answers the mean is 0, not only to its standard error."""
+    seen, real = [], reward.generate
+
+    def watch(*how):
+        seen.append((how, real(*how)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(reward, "generate", watch)
+    call("reward", "--out", "runs/reward-shifted", "--steps", 30)
+    model, reference = load_model("runs/reward-shifted", ScalarGPT), load_model("runs/pretrain")
+    scores = []
+    for (asked, *_), (tokens, mask, _) in seen:
+        assert all(torch.equal(a, b) for a, b in zip(asked.parameters(), reference.parameters()))
+        with torch.no_grad():
+            scores += [
+                model(row[: new.nonzero().max() + 1][None])[0, -1].item() for row, new in zip(tokens, mask)
+            ]
+    posts = [record["prompt"] for record in read_preferences("runs/pretrain/preferences.jsonl")]
+    tokenizer = Tokenizer.load("runs/pretrain")
+    prompts = [tokenizer.decode(prompt) for (_, some, *_), _ in seen for prompt in some]
+    assert sorted(prompts) == sorted(posts[-(len(posts) // 10) :])
+    assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)
+
+
 def test_the_held_out_figures_once_more_by_hand(home, capsys):
     """From the saved model, answer by answer. The shift adds the same to both, so it changes none of them."""
     call("reward", "--out", "runs/reward-by-hand")

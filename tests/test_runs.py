@@ -607,6 +607,18 @@ def test_two_processes_take_the_same_steps_as_one(home, straight, name):
             assert b[figure] == pytest.approx(a[figure], abs=1e-4), figure
 
 
+def test_a_process_counts_by_the_tokens_that_it_has(monkeypatch):
+    """This one has 1 token, loss 2 and gradient (1, 0); the other 3 tokens, loss 6 and gradient (5, 8)."""
+    parameter = torch.zeros(2, requires_grad=True)
+    (parameter * torch.tensor([1.0, 0.0])).sum().backward()
+    theirs = iter([torch.tensor(3.0), torch.tensor(6.0) * 3 / 4, torch.tensor([5.0, 8.0]) * 3 / 4])
+    monkeypatch.setattr(model, "WORLD_SIZE", 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(next(theirs)))
+    loss = model.average_gradients([parameter], torch.tensor(2.0), weight=1)
+    assert loss.item() == (1 * 2 + 3 * 6) / 4
+    assert parameter.grad.tolist() == [(1 * 1 + 3 * 5) / 4, (1 * 0 + 3 * 8) / 4]
+
+
 def test_two_processes_of_ppo_earn_the_same_score_as_one(home):
     """Each process writes answers of its own, so only means can agree, to their standard error.
 
