@@ -192,24 +192,24 @@ def networks_picture():
             axis.text(x, y, text, ha="center", va="center", fontsize=9, bbox=page, zorder=2.5)
 
     left, right = axes
-    box(left, 5, 9.3, "prompts", "numbers")
-    box(left, 5, 7.4, "policy\nwrites answers", "trained")
-    box(left, 1.7, 4.5, "reference\nthe policy's\nfirst state", "frozen")
-    box(left, 5, 4.5, "reward model\ntrained before,\nby reward.py", "frozen")
-    box(left, 8.3, 4.5, "critic\nguesses the\nscore to come", "trained")
-    box(left, 5, 1.2, "advantages, and PPO's clipped loss", "numbers")
-    arrow(left, (5, 8.9), (5, 8.05))
-    for x in (1.7, 5, 8.3):
-        arrow(left, (5, 6.75), (x, 5.4), "answers" if x == 5 else "")
-    for x, text in ((1.7, "log π_ref"), (5, "score"), (8.3, "expected")):
-        arrow(left, (x, 3.6), (5 + (x - 5) / 2, 1.65), text)
-    arrow(left, (2.0, 1.2), (3.5, 7.4), gradient=True, bend=-0.75)
-    arrow(left, (8.0, 1.2), (8.9, 3.6), gradient=True, bend=0.4)
+    box(left, 5.4, 9.3, "prompts", "numbers")
+    box(left, 5.4, 7.4, "policy\nwrites answers", "trained")
+    box(left, 2.3, 4.4, "reference\nthe policy as\nit began", "frozen")
+    box(left, 5.4, 4.4, "reward model\ntrained before,\nby reward.py", "frozen")
+    box(left, 8.5, 4.4, "critic\nguesses the\nscore to come", "trained")
+    box(left, 5.4, 1.2, "advantages, and PPO's clipped loss", "numbers")
+    arrow(left, (5.4, 8.9), (5.4, 8.05))
+    for x, text in ((2.3, "log π_ref"), (5.4, "score"), (8.5, "expected")):
+        arrow(left, (5.4, 6.75), (x, 5.3), "answers, log π" if x == 5.4 else "")
+        arrow(left, (x, 3.5), (5.4 + (x - 5.4) / 2, 1.65), text)
+    arrow(left, (2.4, 1.2), (3.9, 7.4), gradient=True, bend=-0.95)
+    arrow(left, (8.4, 1.2), (9.2, 3.5), gradient=True, bend=0.4)
     left.set_title("RLHF (ppo.py): four networks, two of them trained,\non new answers in each iteration")
 
     box(right, 5, 9.3, "pairs: prompt, chosen, rejected", "numbers")
     box(right, 2.6, 5.8, "policy", "trained")
-    box(right, 7.2, 5.8, "reference\nreads each pair once, before\ntraining; then it is dropped", "frozen")
+    once = "reference: the policy as it began\nreads each pair once, and\nonly its numbers are kept"
+    box(right, 7.2, 5.8, once, "frozen")
     box(right, 5, 1.2, "DPO's loss", "numbers")
     for x, text, top in ((2.6, "log π", 6.3), (7.2, "log π_ref", 6.7)):
         arrow(right, (5 + (x - 5) / 2, 8.9), (x, top))
@@ -217,7 +217,7 @@ def networks_picture():
     arrow(right, (4.0, 1.2), (1.8, 5.4), gradient=True, bend=-0.4)
     right.set_title("DPO (dpo.py): one network,\non pairs that are already there")
     for axis in axes:
-        axis.set(xlim=(-0.6, 10), ylim=(0.3, 10))
+        axis.set(xlim=(-0.6, 10.2), ylim=(0.3, 10))
         axis.axis("off")
     handles = [plt.Rectangle((0, 0), 1, 1, **style[kind]) for kind in ("trained", "frozen")]
     handles.append(plt.Line2D([], [], color=BLUE, linestyle="--", linewidth=1.8))
@@ -234,8 +234,7 @@ def theorem_picture(reference, ideal, found, reward, implicit):
     left.bar(at, ideal, 0.27, color="black", label="ideal policy (eq. 4)")
     left.bar(at + 0.27, found, 0.27, color=BLUE, label="what DPO found")
     left.set(title="DPO finds the ideal policy", xlabel="answer", ylabel="probability")
-    left.set_ylim(0, 1.3 * max(ideal))
-    left.legend()
+    left.legend(loc="upper right")
     constant = np.mean(np.array(implicit) - np.array(reward))
     ends = np.array([min(reward) - 0.1, max(reward) + 0.1])
     right.plot(ends, ends + constant, color="black", linestyle="--", label="slope 1")

@@ -820,6 +820,54 @@ def test_a_prompt_beside_an_answer_of_another_form_is_said_once_or_refused(recor
     assert found == {"prompt": FIRST, "chosen": " Ha.", "rejected": " No."}
 
 
+SPEAKS = {"chosen": f"{LONG} Ha.", "rejected": f"{LONG} No."}
+TWICE = pytest.mark.xfail(strict=True, reason="canonical gives what both say twice")
+
+
+@pytest.mark.parametrize(
+    "record, chosen, rejected",
+    [
+        ({"prompt": "Joke?"} | SPEAKS, f"{LONG} Ha.", f"{LONG} No."),
+        ({"prompt": "Hi."} | SPEAKS, f"{LONG} Ha.", f"{LONG} No."),
+        ({"prompt": [HI]} | SPEAKS, f"{LONG} Ha.", f"{LONG} No."),
+        pytest.param({"prompt": [JOKE]} | SPEAKS, f"{LONG} Ha.", f"{LONG} No.", marks=TWICE),
+        pytest.param(
+            {"prompt": "\n\nHuman: Joke?\n\nAssistant:"} | SPEAKS, f"{LONG} Ha.", f"{LONG} No.", marks=TWICE
+        ),
+        pytest.param(
+            {"prompt": [HI], "chosen": f"{FIRST} Ha.", "rejected": "No."},
+            f"{FIRST} Ha.",
+            f"{FIRST} No.",
+            marks=TWICE,
+        ),
+        pytest.param(
+            {"prompt": "Hi.", "chosen": f"{FIRST} Ha.", "rejected": "\n\nHuman: Bye.\n\nAssistant: No."},
+            f"{FIRST} Ha.",
+            "\n\nHuman: Bye.\n\nAssistant: No.",
+            marks=TWICE,
+        ),
+        pytest.param(
+            {"prompt": [SYSTEM("Be brief."), HI]} | TRANSCRIPTS,
+            f"\n\nSystem: Be brief.{FIRST} Ha.",
+            f"\n\nSystem: Be brief.{FIRST} No.",
+            marks=TWICE,
+        ),
+        pytest.param(
+            {"prompt": f"\n\nSystem: Be brief.{FIRST}", "chosen": [HA], "rejected": [NO]},
+            f"\n\nSystem: Be brief.{FIRST} Ha.",
+            f"\n\nSystem: Be brief.{FIRST} No.",
+            marks=TWICE,
+        ),
+    ],
+)
+def test_a_prompt_that_is_a_part_of_transcripts_is_said_once_or_refused(record, chosen, rejected):
+    try:
+        found = canonical(record)
+    except ValueError:
+        return
+    assert [found["prompt"] + found[key] for key in ("chosen", "rejected")] == [chosen, rejected]
+
+
 # ----------------------------------------------------------------------------------------------------
 # Preference files
 
@@ -928,15 +976,15 @@ def test_pairs_are_cut_and_dropped_by_the_rule():
 
 def test_a_tenth_of_the_pairs_is_held_out_and_few_pairs_are_refused(tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
-    answers = [chr(ord("a") + i % 26) + chr(ord("a") + i // 26) for i in range(45)]
+    answers = [chr(ord("a") + i % 26) + chr(ord("a") + i // 26) for i in range(50)]
     records = [{"prompt": "ab", "chosen": text, "rejected": "no"} for text in answers]
     records[7]["rejected"] = records[7]["chosen"]
     data.write_records(path, records)
-    pairs, kept, n_val = data.load_pairs(path, LETTERS, 8, batch_size=44)
-    assert len(pairs) == len(kept) == 44 and n_val == 4 and kept == records[:7] + records[8:]
-    assert "40 pairs to learn from, 4 held out, 1 dropped" in capsys.readouterr().out
-    with pytest.raises(BadInput, match="1 of 45 were dropped.*not fewer than --batch-size"):
-        data.load_pairs(path, LETTERS, 8, batch_size=45)
+    pairs, kept, n_val = data.load_pairs(path, LETTERS, 8, batch_size=49)
+    assert len(pairs) == len(kept) == 49 and n_val == 4 and kept == records[:7] + records[8:]
+    assert "45 pairs to learn from, 4 held out, 1 dropped" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="1 of 50 were dropped.*not fewer than --batch-size"):
+        data.load_pairs(path, LETTERS, 8, batch_size=50)
     data.write_records(path, records[:20])
     with pytest.raises(BadInput, match="1 of 20 were dropped: equal answers.*give 20 or more"):
         data.load_pairs(path, LETTERS, 8, batch_size=4)

@@ -777,8 +777,8 @@ def test_what_is_crafted_here_would_open_if_it_told_the_truth(tmp_path):
 @pytest.mark.parametrize(
     "raw",
     [
-        pytest.param(struct.pack("<Q", 2**62) + b"{}"),  # it claims more than the file has
-        pytest.param(struct.pack("<Q", 3) + b"{}"),
+        struct.pack("<Q", 2**62) + b"{}",  # it claims more than the file has
+        struct.pack("<Q", 3) + b"{}",
         crafted({"a": entry(0, 4, [1])}, bytes(3)),
         crafted(b"nonsense"),
         crafted(b"\xff\xff"),
