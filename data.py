@@ -394,6 +394,10 @@ def transcript(messages):
     return "".join(f"\n\n{role}: {text}" for role, text in messages)
 
 
+def is_transcript(text):
+    return text.startswith(("\n\nHuman:", "\n\nSystem:"))
+
+
 def join_chat(prompt, answer):
     """A prompt, and an answer that may say the prompt or its end once more: all messages, each once."""
     for n in range(min(len(prompt), len(answer)), 0, -1):
@@ -419,26 +423,24 @@ def canonical(record):
     if all(isinstance(answer, str) for answer in answers):
         shared = os.path.commonprefix(answers)
         turned = shared[: shared.rfind(TURN) + len(TURN)] if TURN in shared else ""
-        whole = shared.startswith(("\n\nHuman:", "\n\nSystem:")) and turned  # transcripts, prompt included
-        if prompt is None and not turned:
-            raise ValueError(f'no "prompt", and the answers are not transcripts that share a {TURN!r}')
         if prompt is not None and not isinstance(prompt, str):
             prompt = transcript(chat(form[0], prompt)) + TURN
-            answers = answers if whole else [f" {answer}" for answer in answers]
-        if prompt is None or (whole and not prompt.endswith(TURN)):
-            if prompt is not None and prompt.removesuffix(TURN) not in whole:
-                raise ValueError(f'the answers are whole transcripts, in which "{form[0]}" does not occur')
-            prompt = turned
-        if prompt is turned or (TURN in prompt and any(answer.startswith(prompt) for answer in answers)):
-            if not all(answer.startswith(prompt) for answer in answers):
+            answers = answers if any(map(is_transcript, answers)) else [f" {answer}" for answer in answers]
+        if prompt is None or any(map(is_transcript, answers)):  # the prompt is in the answers
+            if not turned and prompt is None:
+                raise ValueError(f'no "prompt", and the answers are not transcripts that share a {TURN!r}')
+            if not turned:
                 raise ValueError(f'one answer begins with the whole "{form[0]}", the other one does not')
-            answers = [answer.removeprefix(prompt) for answer in answers]
+            said = (prompt or "").removesuffix(TURN)
+            if not (turned.startswith(said) or turned.removesuffix(TURN).endswith(said)):
+                raise ValueError(f'the answers are whole transcripts, but not of this "{form[0]}"')
+            prompt, answers = turned, [answer.removeprefix(turned) for answer in answers]
     elif any(isinstance(answer, str) for answer in answers):
         raise ValueError(f'of "{form[1]}" and "{form[2]}" one is a text and one is not; write both alike')
     else:
         said = [] if prompt is None else chat(form[0], prompt)
         chosen, rejected = (join_chat(said, chat(*part)) for part in zip(form[1:], answers))
-        if isinstance(prompt, str) and prompt.startswith("\n\nHuman:"):
+        if isinstance(prompt, str) and is_transcript(prompt):
             raise ValueError(f'"{form[0]}" is a transcript and the answers are chats; write both alike')
         shared = len(os.path.commonprefix([chosen[:-1], rejected[:-1]]))
         while shared >= 0 and not all(m[shared:] and m[shared][0] == "Assistant" for m in (chosen, rejected)):
@@ -511,7 +513,7 @@ def load_pairs(path, tokenizer, context, batch_size):
     records = read_preferences(path)
     pairs, kept = encode_pairs(tokenizer, records, context)
     if len(pairs) < max(20, batch_size):
-        dropped = f"{len(records) - len(pairs)} of {len(records)} were dropped: equal answers"
+        dropped = f"{len(records)}, of which {len(records) - len(pairs)} have equal answers"
         raise BadInput(f"{path}: too few pairs ({dropped}); give 20 or more, and not fewer than --batch-size")
     n_val, dropped = min(1024, len(pairs) // 10), len(records) - len(pairs)
     print(

