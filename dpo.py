@@ -70,9 +70,7 @@ def dpo_loss(chosen, rejected, beta, kind="dpo"):
             return -0.9 * F.logsigmoid(beta * h) - 0.1 * F.logsigmoid(-beta * h)
         case "hinge":  # Zhao et al. 2023 (SLiC, arXiv 2305.10425): done once the margin is 1
             return F.relu(1 - beta * h)
-        case (
-            "sft"
-        ):  # fine-tuning on the chosen answers alone (Preferred-FT in Rafailov et al. 2023, section 6)
+        case "sft":  # fine-tuning on the chosen answers (Preferred-FT in the paper, section 6)
             return -chosen
 
 
@@ -96,7 +94,7 @@ def main(args):
     train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
     lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
 
-    # The reference never changes, so its log-probabilities are computed once and it can leave memory.
+    # The reference never changes, so its log-probabilities are computed once, before the policy moves.
     reference = torch.zeros(len(pairs), 2, device=device)
     with torch.no_grad():
         for rows in batches(lengths, args.batch_size, rng):
@@ -150,7 +148,7 @@ def main(args):
     run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
     print(f"held-out pairs: loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.3f}", end="")
     if best:
-        print(f"; no model can be right more often than {best:.3f}", end="")
+        print(f"; on average no model can be right more often than {best:.3f}", end="")
     print(f"\nsaved to {args.out}")
 
 

@@ -9,15 +9,15 @@ each token how much reward is still to come. Every iteration has five phases, nu
 
     python ppo.py
 
-takes about a minute on two CPU cores, after `pretrain.py` and `reward.py`. This is textbook PPO for language
-models: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a network of its own.
+takes about half a minute on two CPU cores, after `pretrain.py` and `reward.py`. This is textbook PPO for
+language models: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a network of its own.
 
 What you see, what is healthy, and what to do otherwise:
     score         the reward model's, mean. Rises and levels off. If it rises on and on while the answers
                   get worse, the policy exploits the reward model's errors: raise --beta.
     kl            nats an answer from the reference, the sum of log π − log π_ref over its tokens. 0 at
-                  first, then about 0.5 here. Far above: raise --beta; stuck near 0: lower it.
-    objective     score − β kl, the thing that is maximised. Should rise all the way.
+                  first, then about 1 here. Far above: raise --beta; stuck near 0: lower it.
+    objective     score − β kl, the thing that is maximised. Should rise and level off.
     entropy       nats a token. Falls slowly. Near 0, the policy says one thing only: raise --beta.
     approx_kl     how far an iteration moved the policy, nats a token, mean over its minibatches. Below 0.02;
                   above: lower --lr.
@@ -25,7 +25,7 @@ What you see, what is healthy, and what to do otherwise:
     ratio         mean of π_new / π_old. Stays within 1 % or so of 1.
     value_loss    the critic's squared error, halved, in the last minibatch. Falls.
     explained_variance   1 − Var(return − value) / Var(return). 1 is a perfect critic, 0 one that knows
-                  only the mean, below 0 a harmful one. Starts below 0 here and ends above 0.6.
+                  only the mean, below 0 a harmful one. Ends above 0.6 here.
     eos           share of answers that ended by themselves. Near 1; others get 1 point less.
     length        tokens an answer. Watch it: learned rewards often grow fond of length.
 """

@@ -141,7 +141,7 @@ def main(args):
         print(f"{certainty:8.0%}{right:18.0%}{n:8}")
     print(f"held-out pairs: loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.3f}", end="")
     if best:
-        print(f"; no model can be right more often than {best:.3f}", end="")
+        print(f"; on average no model can be right more often than {best:.3f}", end="")
     print(f"\nsaved to {args.out}")
 
 
