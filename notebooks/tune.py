@@ -4,9 +4,9 @@
     python notebooks/tune.py reward "--lr 5e-3" …
     python notebooks/tune.py ppo "--lr 1e-3 --epochs 1" …
 
-Each trial runs a script with these options on the pretrained model in `runs/tuning/pretrain`, measures what came
-out, and adds a line to `notebooks/tuning.jsonl`: the method, the setting, the figures. Both roads had the same
-number of trials; those of the reward model count for RLHF.
+Each trial runs a script with these options on the pretrained model in `runs/tuning/pretrain`, measures what
+came out, and adds a line to `notebooks/tuning.jsonl`: the method, the setting, the figures. Both roads had
+twelve trials; those of the reward model count for RLHF. They were made with 9,600 pairs asked for.
 """
 
 import json
