@@ -276,7 +276,7 @@ def test_a_person_labels_through_a_terminal_and_the_model_follows(home):
     assert len({record["prompt"] for record in both}) == 42
     shorter = [len(printable(r["chosen"])) <= len(printable(r["rejected"])) for r in both]
     assert sum(shorter) >= 41  # escapes on the screen may make one look longer
-    call("dpo", "--data", "labels.jsonl", "--out", "runs/mine", "--steps", 60, "--beta", 0.1, "--lr", 5e-3)
+    call("dpo", "--data", "labels.jsonl", "--out", "runs/mine", "--steps", 150, "--beta", 0.05, "--lr", 5e-3)
     tokenizer, prompts = Tokenizer.load("runs/pretrain"), [r["prompt"] for r in both] * 4
     lengths = {}
     for name in ("pretrain", "mine"):
