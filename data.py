@@ -62,9 +62,8 @@ def word_pattern():
     numerals = "".join(c for c in map(chr, range(0x110000)) if unicodedata.category(c) in ("Nl", "No"))
     letter, number = rf"(?:[a-zA-Z]+|[^\W\d_{numerals}])", rf"[\d{numerals}]"  # a-z apart: ten times faster
     space, visible, other = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]", r"(?:[^\s\w]|[_\x1c-\x1f])"
-    return re.compile(
-        rf"'s|'t|'re|'ve|'m|'ll|'d| ?{letter}+| ?{number}+| ?{other}+|{space}+(?!{visible})|{space}+"
-    )
+    words = rf"'s|'t|'re|'ve|'m|'ll|'d| ?{letter}+| ?{number}+| ?{other}+"
+    return re.compile(rf"{words}|{space}+(?!{visible})|{space}+")
 
 
 def spell(word):
@@ -294,9 +293,8 @@ def documents(n, seed, kind=None):
             log_prob += math.log(options.count(chosen) / len(options))
             return chosen
 
-        result.append(
-            Document(*write_document(pick, kind or rng.choice(["POST"] * 3 + ["LETTER"])), log_prob)
-        )
+        written = write_document(pick, kind or rng.choice(["POST"] * 3 + ["LETTER"]))
+        result.append(Document(*written, log_prob))
     return result
 
 
@@ -517,7 +515,7 @@ def load_pairs(path, tokenizer, context, batch_size):
         raise BadInput(f"{path}: too few pairs ({dropped}); give 20 or more, and not fewer than --batch-size")
     n_val, dropped = min(1024, len(pairs) // 10), len(records) - len(pairs)
     print(
-        f"{path}: {len(pairs) - n_val} pairs to learn from, {n_val} held out, {dropped} dropped. The first:"
+        f"{path}: {len(pairs) - n_val} pairs to learn from, {n_val} held out, {dropped} dropped. One of them:"
     )
     print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}\n".format(**kept[0])))
     return pairs, kept, n_val
@@ -606,10 +604,9 @@ def encode_files(tokenizer, paths, target):
     An `<|endoftext|>` in the text, and the end of each file, become EOS.
     """
     kind = np.dtype(np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32)
+    texts = (text for path in paths for text in itertools.chain(read_chunks(path), [EOS]))
     with open(target, "wb") as file, tqdm(desc="encoding", unit=" characters", unit_scale=True) as bar:
-        for text in itertools.chain.from_iterable(
-            itertools.chain(read_chunks(path), [EOS]) for path in paths
-        ):
+        for text in texts:
             ids = []
             for i, part in enumerate(text.split(EOS)):
                 ids += [tokenizer.eos] * (i > 0) + tokenizer.encode(part)
@@ -619,20 +616,20 @@ def encode_files(tokenizer, paths, target):
 
 
 def write_files(directory, files):
-    """Write {name: bytes} into a directory: all under other names first, then renamed. None removes a file.
+    """Write {name: bytes} into a directory: all under other names first, then renamed.
 
-    So a reader never sees half a file, and a kill or a full disk leaves what was there before.
+    So a reader never sees half a file, and a full disk leaves what was there before. Of several files the
+    last one is away while the others change: a kill cannot leave a set that looks whole and is mixed.
     """
-    kept = {name: content for name, content in files.items() if content is not None}
-    temporary = {Path(directory, f"{name}.tmp"): content for name, content in kept.items()}
+    temporary = {Path(directory, f"{name}.tmp"): content for name, content in files.items()}
     try:
         for path, content in temporary.items():
             with open(path, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # on the disk before it gets its name
-        for name in files.keys() - kept.keys():
-            Path(directory, name).unlink(missing_ok=True)
+        if len(files) > 1:
+            Path(directory, [*files][-1]).unlink(missing_ok=True)
         for path in temporary:
             os.replace(path, path.with_suffix(""))
     finally:

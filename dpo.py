@@ -77,7 +77,7 @@ def dpo_loss(chosen, rejected, beta, kind="dpo"):
 def pair_log_probs(model, pairs, device):
     """log π(chosen|prompt) and log π(rejected|prompt) as (B, 2), in one forward pass."""
     tokens, mask, start = pad_pairs(pairs, device)
-    return token_log_probs(model, tokens, mask, start, paired=True).sum(1).view(2, -1).T
+    return token_log_probs(model, tokens, mask, start, copies=2).sum(1).view(2, -1).T
 
 
 def main(args):

@@ -204,34 +204,34 @@ class ScalarGPT(GPT):
 # begins before column `start`, so nothing need be computed for the columns that only hold prompts.
 
 
-def answer_states(model, tokens, start, paired=False):
+def answer_states(model, tokens, start, copies=1):
     """Hidden states (B, T − start + 1, C) of the columns start − 1, …, T − 1.
 
-    `paired`: the second half of the rows begins as the first half does, for `start` tokens, as in
-    `data.pad_pairs`. Then that beginning is read once, which makes a step of DPO 1.7 times as quick.
+    `copies`: the first `start` columns say the same B / copies beginnings again and again. So it is with two
+    answers to each prompt, `data.pad_pairs`. Read once, they make a step of DPO 1.7 times as quick.
     """
-    if not paired:
+    if copies == 1:
         return model.transformer(tokens)[:, start - 1 :]
-    rows, cache = torch.arange(len(tokens) // 2, device=tokens.device), Cache(model.config)
+    rows, cache = torch.arange(len(tokens) // copies, device=tokens.device), Cache(model.config)
     first = model.transformer(tokens[rows, :start], cache)[:, -1:]
-    cache.take(rows.repeat(2))
-    return torch.cat([first.repeat(2, 1, 1), model.transformer(tokens[:, start:], cache)], dim=1)
+    cache.take(rows.repeat(copies))
+    return torch.cat([first.repeat(copies, 1, 1), model.transformer(tokens[:, start:], cache)], dim=1)
 
 
-def token_log_probs(model, tokens, mask, start=1, paired=False):
+def token_log_probs(model, tokens, mask, start=1, copies=1):
     """log π(token t | tokens before t) at t, where `mask` is true, and 0 elsewhere.
 
     tokens, mask and the result are all (B, T), so the same mask selects a token and its log-probability.
-    For `start`, which is at least 1, and `paired` see above.
+    For `start`, which is at least 1, and `copies` see above.
     """
-    logits = model.head(answer_states(model, tokens, start, paired)[:, :-1]).float()  # (B, T − start, V)
+    logits = model.head(answer_states(model, tokens, start, copies)[:, :-1]).float()  # (B, T − start, V)
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten(), reduction="none")
     return F.pad(-losses.view(len(tokens), -1), (start, 0)) * mask
 
 
-def final_scores(model, tokens, mask, start=1, paired=False):
+def final_scores(model, tokens, mask, start=1, copies=1):
     """A `ScalarGPT`'s score (B,) at the last token under the mask (B, T): the whole text has been read."""
-    scores = model.head(answer_states(model, tokens, start, paired)).float()  # of columns from start − 1 on
+    scores = model.head(answer_states(model, tokens, start, copies)).float()  # of columns from start − 1 on
     return scores.gather(1, last_index(mask) - (start - 1)).squeeze(1)
 
 
@@ -364,9 +364,9 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
-def safetensors_bytes(tensors, **metadata):
+def safetensors_bytes(tensors):
     """8 bytes header length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw numbers."""
-    header, blobs, offset = {"__metadata__": {"format": "pt", **metadata}}, [], 0
+    header, blobs, offset = {"__metadata__": {"format": "pt"}}, [], 0
     for name, tensor in tensors.items():
         blobs.append(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         end = offset + len(blobs[-1])
@@ -378,7 +378,7 @@ def safetensors_bytes(tensors, **metadata):
 
 
 def read_safetensors(path):
-    """The tensors of a file, as float32, and its metadata. BadInput where it is not what its header says.
+    """The tensors of a file, as float32. BadInput where it is not what its header says.
 
     The numbers must follow one another without gap or overlap, as the format demands, so a file cannot ask
     for more memory than it has bytes.
@@ -389,9 +389,7 @@ def read_safetensors(path):
         if length > len(raw) - 8:
             raise ValueError(f"a header of {length} bytes in a file of {len(raw)}")
         header, body, tensors, expected = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}, 0
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict):
-            raise ValueError("its metadata are no object")
+        header.pop("__metadata__", None)
         for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             (start, end), dtype, shape = info["data_offsets"], DTYPES[info["dtype"]], info["shape"]
             if start != expected or end != start + math.prod(shape) * dtype.itemsize:
@@ -402,12 +400,7 @@ def read_safetensors(path):
             raise ValueError(f"{len(body)} bytes of numbers where the header names {expected}")
     except Exception as error:  # damage may show anywhere
         raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
-    return tensors, metadata
-
-
-def digest(files):
-    """A fingerprint of the files {name: bytes} beside the weights."""
-    return hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
+    return tensors
 
 
 def save_model(model, tokenizer, directory):
@@ -420,11 +413,13 @@ def save_model(model, tokenizer, directory):
     config |= {f"{name}_token_id": tokenizer.eos for name in ("bos", "eos")} | {"pad_token_id": tokenizer.pad}
     if isinstance(model, ScalarGPT):
         config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}  # that is, num_labels=1
-    files = tokenizer.files() | {"config.json": json.dumps(config, indent=2).encode()}
+    files = tokenizer.files() | {"model.safetensors": safetensors_bytes(tensors)}
+    files |= {"config.json": json.dumps(config, indent=2).encode()}  # the last: no checkpoint without it
+    pairs = Path(directory, "preferences.jsonl")
     if RANK == 0:
-        weights = safetensors_bytes(tensors, beside=digest(files))
-        files["preferences.jsonl"] = None  # pairs of the model that was here before
-        write_files(directory, files | {"model.safetensors": weights})
+        if pairs.exists():  # of the model that was here before
+            os.replace(pairs, pairs.with_name("preferences-old.jsonl"))
+        write_files(directory, files)
 
 
 def load_model(directory, kind=GPT, new_head=False):
@@ -451,14 +446,7 @@ def load_model(directory, kind=GPT, new_head=False):
     except Exception as error:  # not JSON, not an object, a name that is missing, a size that is none, …
         raise BadInput(f"{path}: not a GPT-2 configuration ({error!r})") from None
     tensors = {}
-    found, metadata = read_safetensors(Path(directory, "model.safetensors"))
-    beside = {name: Path(directory, name) for name in ("config.json", "merges.txt", "vocab.json")}
-    if "beside" in metadata and all(path.exists() for path in beside.values()):
-        if metadata["beside"] != digest({name: path.read_bytes() for name, path in beside.items()}):
-            raise BadInput(
-                f"{directory}: its files are not of one checkpoint; write it once more, or --resume"
-            )
-    for name, tensor in found.items():
+    for name, tensor in read_safetensors(Path(directory, "model.safetensors")).items():
         name = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks; the tied head
             tensors[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
@@ -616,7 +604,6 @@ class Run:
     def save(self):
         state = {"step": self.step, "metrics": self.metrics, "made_from": self.made_from}
         state |= {"seconds": self.seconds(), "parts": [part.state_dict() for part in self.parts]}
-        state |= {"random": [torch.get_rng_state(), torch.cuda.get_rng_state_all()]}
         torch.save(state, file := io.BytesIO())
         write_files(self.path.parent, {self.path.name: file.getvalue()})
 
@@ -632,8 +619,6 @@ class Run:
                 raise BadInput(f"{self.path}: changed since that run was stopped: {was}")
             for part, state in zip(self.parts, saved["parts"], strict=True):
                 part.load_state_dict(state)
-            torch.set_rng_state(saved["random"][0])
-            torch.cuda.set_rng_state_all(saved["random"][1])
             self.step, self.metrics = saved["step"], saved["metrics"]
             self.began -= saved["seconds"]
         except BadInput:
@@ -665,9 +650,7 @@ class Run:
             if not math.isfinite(value) and name != "explained_variance":
                 raise BadInput(f"step {self.step + 1}: {name} is {value}; most often --lr is too high")
         if not all(p.isfinite().all() for model in self.models for p in model.parameters()):
-            raise BadInput(
-                f"step {self.step + 1}: the weights became NaN or infinite; most often --lr is too high"
-            )
+            raise BadInput(f"step {self.step + 1}: weights are NaN or infinite; most often --lr is too high")
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
         self.metrics.append({"step": self.step + 1, **metrics})
         if RANK == 0:

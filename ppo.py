@@ -36,19 +36,9 @@ import numpy as np
 import torch
 
 from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, read_preferences
-from model import Run, ScalarGPT, add_common_options, average_gradients, final_scores, generate, last_index
-from model import (
-    RANK,
-    load_model,
-    make_optimizers,
-    make_parser,
-    number,
-    run_script,
-    save_model,
-    set_lr,
-    set_up,
-)
-from model import shard, token_log_probs, token_values
+from model import RANK, Run, ScalarGPT, add_common_options, average_gradients, final_scores, generate
+from model import last_index, load_model, make_optimizers, make_parser, number, run_script, save_model
+from model import set_lr, set_up, shard, token_log_probs, token_values
 
 CLIP, LAMBDA, GROUP, MINIBATCH, PENALTY = 0.2, 0.95, 4, 64, 1.0
 
@@ -147,7 +137,6 @@ def value_loss(values, old_values, returns, mask):
 
 def main(args):
     device = set_up(args)
-    torch.manual_seed(args.seed + RANK)  # each process writes its own answers
     rng = np.random.default_rng(args.seed)
 
     # The policy starts as a copy of the reference, the critic as a copy of the reward model.
@@ -155,9 +144,7 @@ def main(args):
     policy, reference = (load_model(args.init).to(device) for _ in range(2))
     learned = args.reward not in REWARDS
     if learned and Tokenizer.load(args.reward) != tokenizer:
-        raise BadInput(
-            f"{args.reward}: its tokenizer is not that of {args.init}; train both from one pretrained model"
-        )
+        raise BadInput(f"{args.reward}: its tokenizer is not that of {args.init}; train both from one model")
     reward_model = load_model(args.reward, ScalarGPT).to(device) if learned else None
     critic = load_model(args.reward if learned else args.init, ScalarGPT, new_head=not learned).to(device)
     use_critic = args.advantage == "gae"
@@ -203,6 +190,7 @@ def main(args):
     weights = [p.detach().cpu().numpy() for p in reward_model.parameters()] if learned else []
     run = Run(args, "ppo", args.steps, [prompts, weights], models, optimizers)
     for step in run:
+        torch.manual_seed(hash((args.seed, step, RANK)))  # each process has its own answers, also if resumed
         # 1. Rollout: the policy answers a batch of prompts. The sampler's log-probabilities are the old ones.
         rows = shard(order[step * n : (step + 1) * n]).repeat(1 if use_critic else GROUP)
         # 2. Score: once per answer, at its end.

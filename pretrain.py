@@ -87,9 +87,7 @@ def load_files(args, rng):
     ids = encode_files(tokenizer, args.data, Path(args.out, f"tokens{RANK or ''}.bin"))
     n_val = min(len(ids) // 10, 100_000) // args.block_size * args.block_size
     if n_val == 0:
-        raise BadInput(
-            f"{args.data[0]}: {len(ids)} tokens are too few; give ten times --block-size, or lower it"
-        )
+        raise BadInput(f"{args.data[0]}: {len(ids)} tokens are too few; ten times --block-size are needed")
     rows = np.lib.stride_tricks.sliding_window_view(ids[:-n_val], args.block_size)
     order = rng.integers(0, len(rows), size=(args.steps, args.batch_size))
     return tokenizer, rows, order, ids[-n_val:].reshape(-1, args.block_size), None
@@ -106,9 +104,8 @@ def main(args):
             raise BadInput(f"--{fixed[0].replace('_', '-')} cannot be chosen: it comes with --init")
         model = load_model(args.init).to(device)
     else:
-        model = GPT(Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)).to(
-            device
-        )
+        config = Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)
+        model = GPT(config).to(device)
     longest = args.block_size if args.data else max(map(len, rows + val_rows))
     if longest > model.config.n_positions:
         context = model.config.n_positions
@@ -135,12 +132,7 @@ def main(args):
             prompt, how = tokenizer.decode(val_rows[0][: args.block_size // 8]), {"temperature": 0.8}
         else:
             prompt, how = documents(1, seed=[0, 1, 2], kind="POST")[0].prompt, {"temperature": 0}
-        generator = torch.Generator(device).manual_seed(
-            0
-        )  # so that the sample takes nothing from the run's randomness
-        run.bar.write(
-            printable(prompt + sample_texts(model, tokenizer, [prompt], generator=generator, **how)[0]) + "\n"
-        )
+        run.bar.write(printable(prompt + sample_texts(model, tokenizer, [prompt], **how)[0]) + "\n")
 
     if args.compile:
         model.transformer.compile(dynamic=True)

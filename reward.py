@@ -26,18 +26,9 @@ import torch
 import torch.nn.functional as F
 
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
-from model import Run, ScalarGPT, add_common_options, average_gradients, final_scores, generate, load_model
-from model import (
-    make_optimizers,
-    make_parser,
-    number,
-    own_pairs,
-    run_script,
-    save_model,
-    set_lr,
-    set_up,
-    shard,
-)
+from model import Run, ScalarGPT, add_common_options, average_gradients, final_scores, generate
+from model import load_model, make_optimizers, make_parser, number, own_pairs, run_script, save_model
+from model import set_lr, set_up, shard
 
 parser = make_parser("reward.py", "Learn a reward model from preferences.")
 option = parser.add_argument
@@ -59,7 +50,7 @@ def reward_loss(chosen, rejected):
 def pair_scores(model, pairs, device):
     """r(prompt, chosen) and r(prompt, rejected) as (B, 2), in one forward pass."""
     tokens, mask, start = pad_pairs(pairs, device)
-    return final_scores(model, tokens, mask, start, paired=True).view(2, -1).T
+    return final_scores(model, tokens, mask, start, copies=2).view(2, -1).T
 
 
 def calibration(margin, bins=10):
@@ -127,9 +118,8 @@ def main(args):
     prompts, scores = sorted((pairs[i][0] for i in val), key=len), []
     with torch.no_grad():
         for i in range(0, n_val, args.batch_size):
-            tokens, mask, _ = generate(
-                reference, prompts[i : i + args.batch_size], MAX_ANSWER_TOKENS, tokenizer.eos
-            )
+            some = prompts[i : i + args.batch_size]
+            tokens, mask, _ = generate(reference, some, MAX_ANSWER_TOKENS, tokenizer.eos)
             scores.append(final_scores(model, tokens, mask))
     model.shift(-torch.cat(scores).mean())
 

@@ -64,7 +64,7 @@ def measure(policy, reference, tokenizer, posts, k, temperature=1.0):
         same = [prompt] * k
         tokens, mask, log_probs = generate(policy, same, MAX_ANSWER_TOKENS, tokenizer.eos, temperature)
         with torch.no_grad():
-            reference_log_probs = token_log_probs(reference, tokens, mask, len(prompt))
+            reference_log_probs = token_log_probs(reference, tokens, mask, len(prompt), copies=k)
         texts.append([tokenizer.decode(row[new]) for row, new in zip(tokens, mask)])
         scores.append([judge(post, text) for text in texts[-1]])
         log_ratios.append((log_probs - reference_log_probs).sum(1).tolist())
@@ -140,9 +140,8 @@ def compare(args, device):
     base = ask(models[0], args.answers)
     optimum = frontier(base[1], [wins(base[1], base[1])])
     k = 1 if args.temperature < 1e-3 else max(2, args.answers // 4)
-    measured = [ask(model, k, args.temperature) for model in models]
-    if args.temperature == 1:
-        measured[0] = base
+    measured = [base] if args.temperature == 1 else [ask(models[0], k, args.temperature)]
+    measured += [ask(model, k, args.temperature) for model in models[1:]]
 
     rows = []
     for name, (texts, scores, log_ratios, lengths) in zip(names, measured):
@@ -219,9 +218,8 @@ def label(args, device):
 
     def new_pairs():
         for prompt in prompts:
-            first, second = sample_texts(
-                model, tokenizer, [prompt] * 2, args.max_new_tokens, temperature=args.temperature
-            )
+            how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+            first, second = sample_texts(model, tokenizer, [prompt] * 2, **how)
             if first != second:  # else there is nothing to choose
                 yield prompt, first, second
 

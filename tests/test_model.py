@@ -203,7 +203,7 @@ PAIRS = [
 ]
 TEXTS = [prompt + answer for which in (1, 2) for prompt, answer in ((p[0], p[which]) for p in PAIRS)]
 ANSWER_STARTS = [len(pair[0]) for pair in PAIRS] * 2
-EVERY_START = [(start, paired) for start in (1, 2, 3) for paired in (False, True)]
+EVERY_START = [(start, copies) for start in (1, 2, 3) for copies in (1, 2)]
 
 
 def one_by_one(model, text):
@@ -211,12 +211,12 @@ def one_by_one(model, text):
     return [model(torch.tensor([text[: t + 1]]))[0, -1] for t in range(len(text))]
 
 
-@pytest.mark.parametrize("start, paired", EVERY_START)
-def test_token_log_probs_equal_a_plain_loop(gpt, start, paired):
+@pytest.mark.parametrize("start, copies", EVERY_START)
+def test_token_log_probs_equal_a_plain_loop(gpt, start, copies):
     gpt = gpt.double()
     tokens, mask, first = pad_pairs(PAIRS)
     assert first == 3  # so there are no other starts
-    got = token_log_probs(gpt, tokens, mask, start, paired)
+    got = token_log_probs(gpt, tokens, mask, start, copies)
     expected = torch.zeros(tokens.shape)
     for row, (text, begin) in enumerate(zip(TEXTS, ANSWER_STARTS)):
         said = one_by_one(gpt, text)
@@ -226,10 +226,10 @@ def test_token_log_probs_equal_a_plain_loop(gpt, start, paired):
     assert torch.equal(got != 0, mask)
 
 
-@pytest.mark.parametrize("start, paired", EVERY_START)
-def test_final_scores_equal_a_plain_loop(scalar, start, paired):
+@pytest.mark.parametrize("start, copies", EVERY_START)
+def test_final_scores_equal_a_plain_loop(scalar, start, copies):
     tokens, mask, _ = pad_pairs(PAIRS)
-    got = final_scores(scalar.double(), tokens, mask, start, paired)
+    got = final_scores(scalar.double(), tokens, mask, start, copies)
     expected = torch.stack([one_by_one(scalar, text)[-1] for text in TEXTS])
     assert torch.allclose(got.double(), expected, atol=1e-5)
     assert got.std() > 0.1
@@ -253,7 +253,7 @@ def test_gradients_of_pairs_read_together_equal_those_of_rows_read_apart(kind, s
     tokens, mask, _ = pad_pairs(PAIRS)
     weights = torch.randn(say(model, tokens, mask).shape, generator=seeded(0))
     found = []
-    for how in ({"start": 1}, {"start": start, "paired": True}):
+    for how in ({"start": 1}, {"start": start, "copies": 2}):
         model.zero_grad()
         (say(model, tokens, mask, **how) * weights).sum().backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters()})
@@ -262,8 +262,8 @@ def test_gradients_of_pairs_read_together_equal_those_of_rows_read_apart(kind, s
         assert torch.allclose(apart, found[1][name], rtol=1e-4, atol=1e-5 * apart.abs().max().item()), name
 
 
-@pytest.mark.parametrize("start, paired", EVERY_START)
-def test_a_score_is_the_last_answer_tokens_and_no_others(scalar, monkeypatch, start, paired):
+@pytest.mark.parametrize("start, copies", EVERY_START)
+def test_a_score_is_the_last_answer_tokens_and_no_others(scalar, monkeypatch, start, copies):
     tokens, mask, _ = pad_pairs(PAIRS)
     read, head = [], scalar.head
 
@@ -274,7 +274,7 @@ def test_a_score_is_the_last_answer_tokens_and_no_others(scalar, monkeypatch, st
 
     with monkeypatch.context() as patch:
         patch.setattr(scalar, "head", remember)
-        scores = final_scores(scalar, tokens, mask, start, paired)
+        scores = final_scores(scalar, tokens, mask, start, copies)
     scores.sum().backward()
     ends = torch.tensor([len(text) - 1 for text in TEXTS])
     counted = read[0].grad.abs().sum(-1) > 0  # where another answer of the head would change the score
@@ -282,7 +282,7 @@ def test_a_score_is_the_last_answer_tokens_and_no_others(scalar, monkeypatch, st
     assert torch.allclose(scores, scalar(tokens)[torch.arange(6), ends], atol=1e-5)
     changed = torch.where(torch.arange(tokens.shape[1]) > ends[:, None], 33, tokens)  # after the end
     assert not torch.equal(changed, tokens)
-    assert torch.allclose(final_scores(scalar, changed, mask, start, paired), scores, atol=1e-6)
+    assert torch.allclose(final_scores(scalar, changed, mask, start, copies), scores, atol=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------------
