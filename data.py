@@ -616,25 +616,28 @@ def encode_files(tokenizer, paths, target):
 
 
 def write_files(directory, files):
-    """Write {name: bytes} into a directory: all under other names first, then renamed.
+    """Write {name: bytes} into a directory: all under other names, then renamed. None puts a file aside.
 
     So a reader never sees half a file, and a full disk leaves what was there before. Of several files the
     last one is away while the others change: a kill cannot leave a set that looks whole and is mixed.
     """
-    temporary = {Path(directory, f"{name}.tmp"): content for name, content in files.items()}
+    written = [Path(directory, name) for name, content in files.items() if content is not None]
     try:
-        for path, content in temporary.items():
-            with open(path, "wb") as file:
-                file.write(content)
+        for path in written:
+            with open(f"{path}.tmp", "wb") as file:
+                file.write(files[path.name])
                 file.flush()
                 os.fsync(file.fileno())  # on the disk before it gets its name
-        if len(files) > 1:
-            Path(directory, [*files][-1]).unlink(missing_ok=True)
-        for path in temporary:
-            os.replace(path, path.with_suffix(""))
+        for path in {Path(directory, name) for name in files}.difference(written):
+            if path.exists():
+                os.replace(path, f"{path}.old")
+        if len(written) > 1:
+            written[-1].unlink(missing_ok=True)
+        for path in written:
+            os.replace(f"{path}.tmp", path)
     finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
+        for path in written:
+            Path(f"{path}.tmp").unlink(missing_ok=True)
 
 
 def write_records(path, records):

@@ -413,12 +413,10 @@ def save_model(model, tokenizer, directory):
     config |= {f"{name}_token_id": tokenizer.eos for name in ("bos", "eos")} | {"pad_token_id": tokenizer.pad}
     if isinstance(model, ScalarGPT):
         config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}  # that is, num_labels=1
-    files = tokenizer.files() | {"model.safetensors": safetensors_bytes(tensors)}
+    files = {"preferences.jsonl": None}  # pairs of the model that was here before
+    files |= tokenizer.files() | {"model.safetensors": safetensors_bytes(tensors)}
     files |= {"config.json": json.dumps(config, indent=2).encode()}  # the last: no checkpoint without it
-    pairs = Path(directory, "preferences.jsonl")
     if RANK == 0:
-        if pairs.exists():  # of the model that was here before
-            os.replace(pairs, pairs.with_name("preferences-old.jsonl"))
         write_files(directory, files)
 
 
@@ -429,7 +427,9 @@ def load_model(directory, kind=GPT, new_head=False):
     """
     path = Path(directory, "config.json")
     if not path.exists():
-        raise BadInput(f"{directory}: no checkpoint there (config.json is missing); run pretrain.py first?")
+        raise BadInput(
+            f"{directory}: no checkpoint there (config.json is missing); run pretrain.py first, or --resume?"
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")

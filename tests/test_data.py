@@ -7,6 +7,7 @@ import math
 import random
 import unicodedata
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -1091,7 +1092,7 @@ def read_all(directory):
 
 @pytest.mark.parametrize("fail_at", [1, 2])
 def test_written_files_are_whole_or_not_there(tmp_path, monkeypatch, fail_at):
-    """The disk is full at the first or at the second file. A None removes a file, once all is written."""
+    """The disk is full at the first or at the second file. A None puts a file aside, once all is written."""
     data.write_files(tmp_path, {"a.json": b"old a", "b": b"old b"})
     assert read_all(tmp_path) == {"a.json": b"old a", "b": b"old b"}
     calls, full = [], OSError(28, "No space left on device")
@@ -1111,7 +1112,27 @@ def test_written_files_are_whole_or_not_there(tmp_path, monkeypatch, fail_at):
     assert read_all(tmp_path) == {"a.json": b"old a", "b": b"old b"}
     monkeypatch.undo()
     data.write_files(tmp_path, {"a.json": b"new a", "b": None, "c": b"new c", "d": None})
-    assert read_all(tmp_path) == {"a.json": b"new a", "c": b"new c"}
+    assert read_all(tmp_path) == {"a.json": b"new a", "c": b"new c", "b.old": b"old b"}
+
+
+def test_the_last_of_several_files_is_away_while_the_others_change(tmp_path, monkeypatch):
+    """A kill at any of the renames leaves no new file beside an old last one."""
+    old, new = ({name: f"{age} {name}".encode() for name in "abc"} for age in ("old", "new"))
+    for stop_at in range(3):
+        data.write_files(tmp_path, old)
+        seen, replace = [], data.os.replace
+
+        def killed(source, target):
+            if len(seen) == stop_at:
+                raise KeyboardInterrupt
+            seen.append(Path(target).name)
+            replace(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(data.os, "replace", killed)
+            data.write_files(tmp_path, new)
+        assert seen == list("abc")[:stop_at]
+        assert read_all(tmp_path) == {name: (new if name in seen else old)[name] for name in "ab"}
 
 
 # ----------------------------------------------------------------------------------------------------

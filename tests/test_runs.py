@@ -232,7 +232,7 @@ def assert_whole(out, kind):
         load_model(out, kind)
         Tokenizer.load(out)
     except BadInput as error:
-        assert "not of one checkpoint" in str(error) and (out / "resume.pt").exists()
+        assert "config.json is missing" in str(error) and (out / "resume.pt").exists()
 
 
 @every_script
@@ -288,7 +288,7 @@ def test_a_kill_between_two_files_of_a_checkpoint_is_noticed_and_mended(home, st
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", killed)
         on_the_clock("pretrain", "--out", out)
-    with pytest.raises(BadInput, match="its files are not of one checkpoint; .* --resume"):
+    with pytest.raises(BadInput, match="config.json is missing.* or --resume"):
         load_model(out)
     on_the_clock("pretrain", "--out", out, "--resume")
     assert weights(out) == weights("runs/pretrain-straight")
@@ -390,7 +390,7 @@ REFUSED = {
     "pretrain --vocab-size 10": "a vocabulary of 10 is too small",
     "pretrain --data nothing.txt": "nothing.txt: cannot be read (No such file",
     "pretrain --data .": ".: not a file",
-    "pretrain --data short.txt": "tokens are too few; give ten times --block-size",
+    "pretrain --data short.txt": "tokens are too few; ten times --block-size are needed",
     "pretrain --data latin.txt": "latin.txt:2: not UTF-8",
     "pretrain --init nowhere": "nowhere: no checkpoint there",
     "pretrain --init runs/reward": "runs/reward: a reward model, not a language model",
@@ -525,7 +525,6 @@ def test_damaged_files_are_read_or_refused_but_never_crash(home, tmp_path, littl
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     pairs += b"\n" + json.dumps({"prompt": "a", "chosen": chat, "rejected": chat}).encode()
     copy("runs/pretrain", tmp_path / "checkpoint")
-    other_weights(tmp_path / "checkpoint")  # without the fingerprint of the files beside it
     layer = torch.nn.Linear(1, 1)
     args = argparse.Namespace(out=tmp_path, resume=False, began=0.0)
     run = model.Run(args, "fuzz", 4, [], [layer], [])
