@@ -33,6 +33,9 @@ from tqdm import tqdm
 class BadInput(Exception):
     """Something that the user gave is wrong. The message is one sentence: where, what, and how to fix it."""
 
+    def __init__(self, message):
+        super().__init__(printable(message.replace("\n", " ")))  # it may quote a file
+
 
 # ----------------------------------------------------------------------------------------------------
 # 1. Tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)
@@ -331,7 +334,7 @@ def preference(prompt, a, b):
 
     So people differ, and the same person errs now and then (Bradley and Terry 1952).
     """
-    return 1 / (1 + math.exp(judge(prompt, b) - judge(prompt, a)))
+    return 0.5 + 0.5 * math.tanh((judge(prompt, a) - judge(prompt, b)) / 2)  # σ, without overflow
 
 
 def ask_volunteers(posts, answers, seed):
@@ -648,7 +651,7 @@ def write_records(path, records):
 
 def printable(text):
     """Text that a model wrote, without control and direction characters, which could harm the terminal."""
-    harmful = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    harmful = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
     return re.sub(harmful, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -555,6 +555,8 @@ def own_pairs(args, model, tokenizer):
     """
     path = Path(args.init, "preferences.jsonl")
     if RANK == 0 and not path.exists():
+        if not os.access(args.init, os.W_OK):
+            raise BadInput(f"{path}: cannot be written; copy {args.init}, or give pairs with --data")
         print(f"{path}: asking the volunteers about {args.pairs} pairs of answers …")
         posts = [document.prompt for document in documents(args.pairs, seed=[args.seed, 2], kind="POST")]
         twice = [post for post in posts for _ in range(2)]

@@ -264,6 +264,8 @@ def test_preference_is_the_sigmoid_of_the_difference():
     assert preference(POST, right, wrong) == pytest.approx(1 / (1 + math.exp(-2)))
     assert preference(POST, right, wrong) + preference(POST, wrong, right) == pytest.approx(1)
     assert preference(POST, right, right) == 0.5
+    endless = " rain" * 10_000  # 2,000 points below the best
+    assert (preference(POST, right, endless), preference(POST, endless, right)) == (1, 0)
 
 
 def test_equal_answers_give_no_record():
@@ -910,6 +912,7 @@ GOOD = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
         (b" \n\n", ": no preferences in it"),
         (b"[]", ": no preferences in it"),
         (b'{"prompt": "p", "chosen": "a"}\n', ":1: found the keys prompt, chosen; accepted are prompt, "),
+        (b'{"a\\nb\\u001b[2J": 1}\n', r":1: found the keys a b\\x1b\[2J; accepted are"),
         (b"\n" + GOOD.replace(b'"b"', b"7"), ':3: of "chosen" and "rejected" one is a text and one is not'),
         (GOOD + b"nonsense\n", ":3: not JSON .*write one object on each line"),
         (GOOD + b"7\n", ":3: write an object"),
@@ -1151,9 +1154,8 @@ def test_of_all_characters_the_controls_are_escaped_and_no_others():
     escaped = 0
     for char in map(chr, range(0x110000)):
         harmful = unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n"
-        harmful |= unicodedata.bidirectional(char) in turning or char in "\u200e\u200f"
-        if char != "\u061c":  # a third mark of direction, which may stand
-            expected = char.encode("unicode_escape").decode() if harmful else char
-            assert data.printable(f"a{char}b") == f"a{expected}b", hex(ord(char))
-            escaped += harmful
-    assert escaped == 65 - 2 + 2048 + 9 + 2
+        harmful |= unicodedata.bidirectional(char) in turning or char in "\u200e\u200f\u061c"
+        expected = char.encode("unicode_escape").decode() if harmful else char
+        assert data.printable(f"a{char}b") == f"a{expected}b", hex(ord(char))
+        escaped += harmful
+    assert escaped == 65 - 2 + 2048 + 9 + 3

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from conftest import call, contents, copy, metrics, weights
 
 import dpo
-from data import Tokenizer, facts, read_preferences
+import model
+from data import BadInput, Tokenizer, facts, read_preferences
 from dpo import dpo_loss, pair_log_probs
 from model import GPT, Config, load_model
 
@@ -223,6 +225,7 @@ def test_a_new_checkpoint_does_not_inherit_pairs(home):
     Path("runs/rewritten/preferences.jsonl").write_bytes(Path("runs/pretrain/preferences.jsonl").read_bytes())
     call("dpo", "--out", "runs/rewritten")
     assert not Path("runs/rewritten/preferences.jsonl").exists()
+    assert Path("runs/rewritten/preferences.jsonl.old").exists()
 
 
 def test_the_same_checkpoint_and_seed_give_the_same_pairs_whoever_asks_first(home):
@@ -240,6 +243,15 @@ def test_pairs_that_are_there_are_not_asked_for_again(home):
     before = contents("runs/pretrain")
     call("dpo", "--pairs", 25, "--seed", 3, "--out", "runs/dpo-not-again")
     assert contents("runs/pretrain") == before
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_sampled(home, monkeypatch):
+    copy("runs/pretrain", "runs/read-only")
+    Path("runs/read-only/preferences.jsonl").unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != ("runs/read-only", os.W_OK))
+    monkeypatch.setattr(model, "sample_texts", None)
+    with pytest.raises(BadInput, match="cannot be written; copy runs/read-only, or give pairs with --data"):
+        call("dpo", "--init", "runs/read-only", "--out", "runs/read-only-out")
 
 
 def test_the_volunteers_choose_as_often_as_they_say(home):
