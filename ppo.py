@@ -177,6 +177,16 @@ def main(args):
         ended = ((tokens == tokenizer.eos) & mask).any(1)
         return tokens, mask, log_probs, reference_log_probs, score - PENALTY * ~ended, ended, start
 
+    def evaluate():
+        """Mean score and KL of answers to the held-out prompts."""
+        val = sorted(range(len(prompts) - n_val, len(prompts)), key=lambda i: len(prompts[i]))
+        score, kl = [], []
+        for i in range(0, n_val, args.batch_size):
+            _, _, log_probs, reference_log_probs, scores, *_ = rollout(val[i : i + args.batch_size])
+            score += scores.tolist()
+            kl += (log_probs - reference_log_probs).sum(1).tolist()
+        return np.mean(score), np.mean(kl)
+
     if args.compile:
         policy.transformer.compile(dynamic=True)
         critic.transformer.compile(dynamic=True)
@@ -253,13 +263,7 @@ def main(args):
             run.bar.write(f"iteration {step + 1}: the policy collapses; raise --beta or lower --lr")
 
     save_model(policy, tokenizer, args.out)
-    held_out = sorted(range(len(prompts) - n_val, len(prompts)), key=lambda i: len(prompts[i]))
-    score, kl = [], []
-    for i in range(0, n_val, args.batch_size):
-        _, _, log_probs, reference_log_probs, scores, _, _ = rollout(held_out[i : i + args.batch_size])
-        score += scores.tolist()
-        kl += (log_probs - reference_log_probs).sum(1).tolist()
-    reward, kl = np.mean(score), np.mean(kl)
+    reward, kl = evaluate()
     explained = float(metrics["explained_variance"]) if use_critic else None
     run.finish(reward=reward, kl=kl, explained_variance=explained)
     print(f"held-out prompts: score {reward:.3f} at KL {kl:.3f}, objective {reward - args.beta * kl:.3f}")

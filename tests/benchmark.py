@@ -2,6 +2,7 @@
 
     python tests/benchmark.py            # the small size, some minutes
     python tests/benchmark.py --large    # the large one as well, much longer
+    python tests/benchmark.py --race     # from nothing to an aligned model, half an hour: see race.py
 
 Everything is timed in one run, ours and theirs in turns, so that a busy machine slows both alike. Theirs is
 `transformers` in a plain loop, and `trl`, where they are installed (`pip install transformers trl==1.12.0`,
@@ -35,6 +36,7 @@ import pretrain  # noqa: E402
 import reward  # noqa: E402
 from data import Tokenizer  # noqa: E402
 from model import GPT, Config, ScalarGPT, generate, make_optimizers, save_model  # noqa: E402
+from race import race  # noqa: E402
 
 parser = argparse.ArgumentParser(
     "benchmark.py", description="Measure speed, side by side with other libraries."
@@ -43,6 +45,7 @@ parser.add_argument("--large", action="store_true", help="also 6 layers × 384, 
 parser.add_argument(
     "--seconds", type=float, default=6.0, help="time for each measurement and side (default: %(default)s)"
 )
+parser.add_argument("--race", action="store_true", help="time to an aligned model, instead of speed")
 parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="default: the best one here")
 args = parser.parse_args()
 device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -331,7 +334,9 @@ def compare(size, c, has_hf, has_trl):
     report(size, "PPO", "answers/s", 128, work, *seconds, who="TRL's PPOTrainer")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and args.race:
+    race()
+elif __name__ == "__main__":
     peak = 2 * 2048**3 / in_turns((matmul,))[0]
     print(f"{device}, {torch.get_num_threads()} threads, {time.strftime('%Y-%m-%d')}; ", end="")
     print(f"{peak / 1e9:,.0f} GFLOP/s in a large matrix product")
