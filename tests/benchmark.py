@@ -2,7 +2,7 @@
 
     python tests/benchmark.py            # the small size, some minutes
     python tests/benchmark.py --large    # the large one as well, much longer
-    python tests/benchmark.py --race     # from nothing to an aligned model, half an hour: see race.py
+    python tests/benchmark.py --race     # from nothing to an aligned model: see benchmark_race.py
 
 Everything is timed in one run, ours and theirs in turns, so that a busy machine slows both alike. Theirs is
 `transformers` in a plain loop, and `trl`, where they are installed (`pip install transformers trl==1.12.0`,
@@ -36,7 +36,7 @@ import pretrain  # noqa: E402
 import reward  # noqa: E402
 from data import Tokenizer  # noqa: E402
 from model import GPT, Config, ScalarGPT, generate, make_optimizers, save_model  # noqa: E402
-from race import race  # noqa: E402
+from benchmark_race import race  # noqa: E402
 
 parser = argparse.ArgumentParser(
     "benchmark.py", description="Measure speed, side by side with other libraries."

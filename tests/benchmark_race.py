@@ -1,7 +1,7 @@
 """From nothing to an aligned model: this project's scripts against `transformers` and TRL, leg by leg.
 
-    python tests/benchmark.py --race          # all of it, about half an hour; results stay in runs/race/
-    python tests/race.py theirs ppo runs/race/0 0 '{"lr": 0.001}'     # one leg, with another setting
+    python tests/benchmark.py --race      # all of it, about half an hour; results stay in runs/benchmark/
+    python tests/benchmark_race.py theirs ppo runs/benchmark/0 0 '{"lr": 0.001}'    # one leg, another setting
 
 Each leg is a process of its own, and all legs of one seed share a folder:
     pretrain   until the held-out loss is 1.02 of the entropy
@@ -12,7 +12,7 @@ Each leg is a process of its own, and all legs of one seed share a folder:
 The target is the score that has 90% of the gain that is optimal at 1 nat from our own pretrained model; it is
 the same number for both sides. The judge looks every few steps, and the clock stands still meanwhile. Ours
 are the scripts with their defaults. Theirs has the same architecture, tokenizer, documents, posts and number
-of pairs, AdamW, and the settings in `THEIRS`: the best of the trials on seed 0 in `race_trials.jsonl`.
+of pairs, AdamW, and the settings in `THEIRS`: the best of the trials on seed 0 in `benchmark_trials.jsonl`.
 It needs `pip install transformers trl==1.12.0`, the last release with a PPO trainer.
 """
 
@@ -355,9 +355,9 @@ def run_leg(side, leg, folder, seed, settings):
 
 
 def race(seeds=(1, 2, 3)):
-    """All legs in turns, ours first; each result is kept in runs/race/SEED/results.json as it comes."""
+    """All legs in turns, ours first; each result is kept in runs/benchmark/SEED/results.json as it comes."""
     for seed in seeds:
-        folder = Path("runs/race", str(seed))
+        folder = Path("runs/benchmark", str(seed))
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / "results.json"
         results = json.loads(kept.read_text()) if kept.exists() else {}
@@ -380,7 +380,7 @@ def race(seeds=(1, 2, 3)):
     print("| from nothing to | ours, seconds | theirs, seconds | theirs / ours |\n| --- | --- | --- | --- |")
     ways = {"1.02 of the entropy": ["pretrain"], "the score by DPO": ["pretrain", "pairs", "dpo"]}
     ways["the score by reward model and PPO"] = ["pretrain", "pairs", "reward", "ppo"]
-    every = [json.loads(Path("runs/race", str(seed), "results.json").read_text()) for seed in seeds]
+    every = [json.loads(Path("runs/benchmark", str(seed), "results.json").read_text()) for seed in seeds]
     for title, legs in ways.items():
         sides = [[[r[f"{side} {leg}"] for leg in legs] for r in every] for side in ("ours", "theirs")]
         totals = [np.array([sum(leg["seconds"] for leg in result) for result in side]) for side in sides]

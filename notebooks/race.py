@@ -1,0 +1,439 @@
+"""The race: what stands in the README's table and in notebook 04, measured on five seeds.
+
+    python notebooks/race.py           # about two hours on two cores; stop it and start it again as you like
+
+Each result is kept in `race.json` as it comes, under a name such as "3 dpo beta=0.5": the seed, and what was
+run. All models are trained by the scripts with their defaults, except for what the name says. None of these
+seeds was used to choose a default (that was seed 0: see `tune.py`).
+
+How a policy is measured. This model is small enough to list what it may say: `list_answers` follows every
+beginning of an answer that has a probability of more than 3e-5, and comes to about 97% of all answers, with
+their exact probabilities. Score, KL and the optimum at that KL are sums over that list, scaled to 100%. So no
+sampling error is left but that of the 64 posts, and as each seed has posts of its own, the spread over seeds
+counts both.
+"""
+
+import contextlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import dpo  # noqa: E402
+import ppo  # noqa: E402
+import pretrain  # noqa: E402
+import reward  # noqa: E402
+from data import MAX_ANSWER_TOKENS, Tokenizer, documents, encode_pairs, judge, pad_rows, preference  # noqa: E402
+from data import read_preferences, write_files, write_records  # noqa: E402
+from model import Cache, ScalarGPT, final_scores, load_model, sample_texts  # noqa: E402
+from plots import KINDS, kind_of  # noqa: E402
+
+ppo.REWARDS["judge"] = judge
+SCRIPTS = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo}
+SEEDS, RUNS, RESULTS = (1, 2, 3, 4, 5), HERE.parent / "runs/race", HERE / "race.json"
+BETAS = {"dpo": (0.15, 0.3, 0.5, 1, 2), "ppo": (0.15, 0.25, 0.4, 0.7, 1.4), "judge": (0.25, 0.4, 0.8)}
+FEW, NOISE = (250, 500, 1000, 2000, 4000, 8000), (0.1, 0.25, 0.5)
+POSTS = 64
+
+
+# ----------------------------------------------------------------------------------------------------
+# Measuring a policy
+
+
+@torch.no_grad()
+def list_answers(model, reference, prompt, eos, temperature=1.0, floor=3e-5):
+    """The answers that are likelier than `floor`, as lists of ids with EOS, and two arrays (N,).
+
+    These are their log-probabilities under the model, at that temperature, and under the reference.
+    """
+    caches = [Cache(model.config) for _ in range(2)]
+    hidden = [m.transformer(torch.tensor([prompt]), c)[:, -1] for m, c in zip((model, reference), caches)]
+    tokens, so_far = torch.zeros(1, 0, dtype=torch.long), [torch.zeros(1, 1)] * 2
+    answers, found = [], []
+    for _ in range(MAX_ANSWER_TOKENS):
+        logits = model.head(hidden[0]) / temperature, reference.head(hidden[1])
+        log_probs = [x.log_softmax(-1) + before for x, before in zip(logits, so_far)]  # (beginnings, V) each
+        likely = log_probs[0] > math.log(floor)
+        ended = likely[:, eos].nonzero().flatten()
+        answers += [[*row, eos] for row in tokens[ended].tolist()]
+        found.append(torch.stack([x[ended, eos] for x in log_probs]))
+        likely[:, eos] = False
+        rows, new = likely.nonzero(as_tuple=True)
+        if not len(rows):
+            break
+        tokens, so_far = (
+            torch.cat([tokens[rows], new[:, None]], dim=1),
+            [x[rows, new, None] for x in log_probs],
+        )
+        for cache in caches:
+            cache.take(rows)
+        hidden = [m.transformer(new[:, None], c)[:, -1] for m, c in zip((model, reference), caches)]
+    return answers, *torch.cat(found, dim=1).double().numpy()
+
+
+def listed(model, reference, tokenizer, post, temperature=1.0):
+    """Answers to a post: texts, p scaled to sum 1, log(p / p_ref), the judge's scores; the mass listed."""
+    prompt = tokenizer.encode(post)
+    answers, log_p, log_p_ref = list_answers(model, reference, prompt, tokenizer.eos, temperature)
+    texts = [tokenizer.decode(answer) for answer in answers]
+    p, scores = np.exp(log_p), np.array([judge(post, text) for text in texts])
+    return texts, p / p.sum(), log_p - log_p_ref, scores, p.sum()
+
+
+class Reference:
+    """A seed's pretrained model on its posts of one kind, and the best that any policy could do there."""
+
+    def __init__(self, seed, kind="POST"):
+        home = RUNS / str(seed) / "pretrain"
+        self.model, self.tokenizer = load_model(home), Tokenizer.load(home)
+        self.posts = [d.prompt for d in documents(POSTS, seed=[seed, 9], kind=kind)]
+        kept = home / f"listed-{kind}.npz"
+        if kept.exists():
+            with np.load(kept) as file:
+                self.p, self.scores = ([file[f"{what}{i}"] for i in range(POSTS)] for what in ("p", "scores"))
+        else:
+            every = [listed(self.model, self.model, self.tokenizer, post) for post in self.posts]
+            self.p, self.scores = [e[1] for e in every], [e[3] for e in every]
+            arrays = {
+                f"{w}{i}": x for w, xs in (("p", self.p), ("scores", self.scores)) for i, x in enumerate(xs)
+            }
+            np.savez(kept, **arrays)
+        self.start = np.mean([p @ s for p, s in zip(self.p, self.scores)])
+        self.frontier = np.array(
+            [self.reweighted(lambda s: s / beta) for beta in np.geomspace(1e3, 0.05, 80)]
+        )
+
+    def reweighted(self, log_weight):
+        """KL and score of the policy π_ref exp(log_weight(scores)), scaled to sum 1."""
+        points = []
+        for p, scores in zip(self.p, self.scores):
+            logs = log_weight(scores)
+            w = p * np.exp(logs - logs.max())
+            w /= w.sum()
+            points.append([(w * np.log(np.maximum(w, 1e-300) / p)).sum(), w @ scores])
+        return np.mean(points, axis=0)
+
+    def share(self, score, kl):
+        """Of the gain that is optimal at that KL."""
+        best = np.interp(kl, self.frontier[:, 0], self.frontier[:, 1])
+        return (score - self.start) / (best - self.start) if kl > 0.02 else None
+
+    def wins(self, i, scores):
+        """How often answers with these scores beat the reference's answer to post i; ties count half."""
+        p, theirs = self.p[i], self.scores[i]
+        return (np.sign(scores[:, None] - theirs[None]) / 2 + 0.5) @ p
+
+    def selected(self, values, n):
+        """The best of n answers of the reference by `values`, one array for each post."""
+        w = [best_of_n(p, value, n) for p, value in zip(self.p, values)]
+        score = np.mean([weights @ scores for weights, scores in zip(w, self.scores)])
+        kl = np.mean([(x * np.log(np.maximum(x, 1e-300) / p)).sum() for x, p in zip(w, self.p)])
+        return {"score": score, "kl": kl, "share": self.share(score, kl)}
+
+    def measure(self, directory, temperature=1.0):
+        """All figures of a checkpoint."""
+        model, rows, kinds = load_model(directory), [], dict.fromkeys(KINDS, 0.0)
+        for i, post in enumerate(self.posts):
+            texts, p, log_ratio, scores, mass = listed(model, self.model, self.tokenizer, post, temperature)
+            words = np.array([len(text.split()) for text in texts])
+            rows.append([p @ scores, p @ log_ratio, p @ self.wins(i, scores), p @ words, mass])
+            for text, share in zip(texts, p):
+                kinds[kind_of(post, text)] += share / POSTS
+        score, kl, wins, words, mass = np.mean(rows, axis=0)
+        figures = {"score": score, "kl": kl, "share": self.share(score, kl), "win_rate": wins, "words": words}
+        return figures | {"mass": mass, "kinds": {kind: round(share, 4) for kind, share in kinds.items()}}
+
+
+def best_of_n(p, values, n):
+    """The exact distribution of the best of n answers drawn from p by `values`; of equals, the first."""
+    order = np.argsort(values, kind="stable")
+    _, group = np.unique(values[order], return_inverse=True)
+    mass = np.bincount(group, p[order])
+    upto = np.minimum(np.cumsum(mass), 1.0)
+    below = np.concatenate([[0.0], upto[:-1]])
+    result = np.empty_like(p)
+    result[order] = p[order] * ((upto**n - below**n) / mass)[group]
+    return result / result.sum()
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is run. Each job gives figures, and its name says all.
+
+
+def train(name, home, out, *options, seed=1):
+    """Run a script with its defaults and these options, unless it has run; the figures of its end."""
+    out = home / out
+    if not (out / "metrics.jsonl").exists():
+        init = [] if name == "pretrain" else ["--init", home / "pretrain"]
+        words = [str(word) for word in (*init, "--out", out, "--seed", seed, *options)]
+        (out / "resume.pt").unlink(missing_ok=True)  # of a race that was stopped
+        with contextlib.redirect_stdout(io.StringIO()):
+            SCRIPTS[name].main(SCRIPTS[name].parser.parse_args(words))
+    final = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return {
+        key: final[key]
+        for key in ("val_loss", "val_accuracy", "best_accuracy", "entropy", "reward")
+        if key in final
+    }
+
+
+def job_pretrain(seed):
+    """The pretrained model, its pairs, its temperatures, the optimum, and the best of n by the judge."""
+    home = RUNS / str(seed)
+    figures = train("pretrain", home, "pretrain", seed=seed)
+    args = dpo.parser.parse_args(["--init", str(home / "pretrain"), "--seed", str(seed)])
+    with contextlib.redirect_stdout(io.StringIO()):
+        dpo.own_pairs(args, load_model(args.init), Tokenizer.load(args.init))
+    for kind in ("POST", "LETTER"):
+        here = Reference(seed, kind)
+        figures[kind] = {
+            f"temperature {t:g}": here.measure(home / "pretrain", max(t, 1e-3))
+            for t in (0, 0.25, 0.5, 0.75, 1)
+        }
+        figures[kind]["frontier"] = here.frontier.round(4).tolist()
+        figures[kind]["best of n"] = {n: here.selected(here.scores, n) for n in (2, 4, 8, 16, 64, 256)}
+    return figures
+
+
+def job_policy(seed, name, script, *options):
+    """Train a policy and measure it on posts; with all the pairs and the default β also on letters."""
+    home = RUNS / str(seed)
+    figures = train(script, home, name.replace(" ", "-"), *options, seed=seed)
+    figures |= Reference(seed).measure(home / name.replace(" ", "-"))
+    if name == "dpo beta=0.5":
+        policy, reference = load_model(home / "dpo-beta=0.5"), load_model(home / "pretrain")
+        log_ratios = lambda pairs: (
+            dpo.pair_log_probs(policy, pairs, "cpu") - dpo.pair_log_probs(reference, pairs, "cpu")
+        )
+        figures["as a judge"] = as_a_judge(
+            seed, lambda pairs: 0.5 * (log_ratios(pairs) @ torch.tensor([1.0, -1.0]))
+        )
+    if name in ("dpo beta=0.5", "ppo beta=0.4", "judge beta=0.4", "sft"):
+        figures["letters"] = Reference(seed, "LETTER").measure(home / name.replace(" ", "-"))
+        figures["temperature 0"] = Reference(seed).measure(home / name.replace(" ", "-"), 1e-3)
+    return figures
+
+
+def job_reward(seed, name, best_of=False, *options):
+    """Train a reward model; with `best_of` also the best of n answers by it."""
+    home = RUNS / str(seed)
+    figures = train("reward", home, name.replace(" ", "-"), *options, seed=seed)
+    if best_of:
+        here, scorer = Reference(seed), load_model(home / name, ScalarGPT)
+        values = []
+        for post in here.posts:
+            prompt = here.tokenizer.encode(post)
+            answers, _, _ = list_answers(here.model, here.model, prompt, here.tokenizer.eos)
+            tokens, mask, start = pad_rows([prompt] * len(answers), answers)
+            with torch.no_grad():
+                values.append(final_scores(scorer, tokens, mask, start, copies=len(answers)).numpy())
+        figures["best of n"] = {n: here.selected(values, n) for n in (2, 4, 8, 16, 64, 256)}
+        of = torch.tensor([1.0, -1.0])
+        figures["as a judge"] = as_a_judge(seed, lambda pairs: reward.pair_scores(scorer, pairs, "cpu") @ of)
+    return figures
+
+
+@torch.no_grad()
+def as_a_judge(seed, margins):
+    """How good a judge of two answers is: `margins`, from encoded pairs, on 512 posts and 512 letters.
+
+    accuracy: of the choices that volunteers would make, over the best possible. correlation: with the true
+    difference of the judge's scores. calibration: mean distance between σ(margin) and the true probability.
+    """
+    home, figures = RUNS / str(seed) / "pretrain", {}
+    reference, tokenizer = load_model(home), Tokenizer.load(home)
+    for kind in ("POST", "LETTER"):
+        posts = [d.prompt for d in documents(512, seed=[seed, 10], kind=kind)]
+        generator = torch.Generator().manual_seed(seed)
+        texts = sample_texts(
+            reference, tokenizer, [post for post in posts for _ in range(2)], generator=generator
+        )
+        both = [(post, a, b) for post, a, b in zip(posts, texts[0::2], texts[1::2]) if a != b]
+        records = [{"prompt": post, "chosen": a, "rejected": b} for post, a, b in both]
+        pairs, _ = encode_pairs(tokenizer, records, reference.config.n_positions)
+        margin = torch.cat([margins(pairs[i : i + 32]) for i in range(0, len(pairs), 32)]).double().numpy()
+        p = np.array([preference(*pair) for pair in both])
+        truth = np.array([judge(post, a) - judge(post, b) for post, a, b in both])
+        right, best = np.where(margin > 0, p, 1 - p).mean(), np.maximum(p, 1 - p).mean()
+        figures[kind] = {"accuracy": right / best, "correlation": np.corrcoef(margin, truth)[0, 1]}
+        figures[kind]["calibration"] = np.abs(1 / (1 + np.exp(-margin)) - p).mean()
+    return figures
+
+
+def few_pairs(seed, n, noise=0.0):
+    """The first n pairs of a seed, of which a share `noise` is labelled by coin: the file."""
+    path = RUNS / str(seed) / f"pairs-{n}-{noise}.jsonl"
+    records, rng = (
+        read_preferences(RUNS / str(seed) / "pretrain/preferences.jsonl")[:n],
+        np.random.default_rng(seed),
+    )
+    for record in records:
+        if rng.random() < noise and rng.random() < 0.5:
+            record["chosen"], record["rejected"] = record["rejected"], record["chosen"]
+    write_records(path, records)
+    return path
+
+
+def passes(n):
+    """How many passes over n pairs are tried; the best is chosen by the held-out loss."""
+    return (1, 3, 9) if n <= 1000 else (1, 3) if n <= 4000 else (1, 2)
+
+
+def best_passes(results, seed, script, n):
+    return min(passes(n), key=lambda k: results[f"{seed} {script} pairs={n} passes={k}"]["val_loss"])
+
+
+def steps(n, passes):
+    """So many passes in steps: 32 pairs each, and a tenth of the pairs is held out."""
+    return math.ceil((n - n // 10) / 32) * passes
+
+
+def stages(results):
+    """Lists of jobs {name: (function, …)} in their order; those of one list do not need one another."""
+    yield {f"{s} pretrain": (job_pretrain, s) for s in (*SEEDS, 0)}
+
+    jobs = {}
+    for s in SEEDS:
+        jobs[f"{s} reward"] = (job_reward, s, "reward", True)
+        jobs[f"{s} sft"] = (job_policy, s, "sft", "dpo", "--loss", "sft")
+        for beta in BETAS["dpo"]:
+            jobs[f"{s} dpo beta={beta:g}"] = (job_policy, s, f"dpo beta={beta:g}", "dpo", "--beta", beta)
+        for n in FEW:
+            for k in passes(n):
+                how = ["--data", (few_pairs, s, n), "--steps", steps(n, k)]
+                name = f"pairs={n} passes={k}"
+                jobs[f"{s} dpo {name}"] = (job_policy, s, f"dpo {name}", "dpo", *how)
+                jobs[f"{s} reward {name}"] = (job_reward, s, f"reward {name}", False, *how)
+        for share in NOISE:
+            how = ["--data", (few_pairs, s, None, share)]
+            jobs[f"{s} dpo noise={share:g}"] = (job_policy, s, f"dpo noise={share:g}", "dpo", *how)
+            jobs[f"{s} reward noise={share:g}"] = (job_reward, s, f"reward noise={share:g}", False, *how)
+    yield jobs
+
+    jobs = {}
+    for s in SEEDS:
+        for name, judge_of in (("ppo", RUNS / str(s) / "reward"), ("judge", "judge")):
+            for beta in BETAS[name]:
+                how = ["--reward", judge_of, "--beta", beta]
+                jobs[f"{s} {name} beta={beta:g}"] = (job_policy, s, f"{name} beta={beta:g}", "ppo", *how)
+        for n in FEW:
+            k = best_passes(results, s, "reward", n)
+            how = ["--reward", RUNS / str(s) / f"reward-pairs={n}-passes={k}"]
+            jobs[f"{s} ppo pairs={n}"] = (job_policy, s, f"ppo pairs={n}", "ppo", *how)
+            k = best_passes(results, s, "dpo", n)
+            for beta in (0.25, 1):  # so that DPO can be read off at PPO's KL
+                how = ["--data", (few_pairs, s, n), "--steps", steps(n, k), "--beta", beta]
+                jobs[f"{s} dpo pairs={n} beta={beta:g}"] = (
+                    job_policy,
+                    s,
+                    f"dpo pairs={n} beta={beta:g}",
+                    "dpo",
+                    *how,
+                )
+        for share in NOISE:
+            how = ["--reward", RUNS / str(s) / f"reward-noise={share:g}"]
+            jobs[f"{s} ppo noise={share:g}"] = (job_policy, s, f"ppo noise={share:g}", "ppo", *how)
+    yield jobs
+
+
+def do(job):
+    """In a process of its own: (name, figures)."""
+    name, function, *arguments = job
+    torch.set_num_threads(1)
+    began = time.time()
+    arguments = [a[0](*a[1:]) if isinstance(a, tuple) else a for a in arguments]
+    return name, function(*arguments) | {"seconds": time.time() - began}
+
+
+def main():
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    began = time.time()
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for stage in stages(results):
+            jobs = [(name, *job) for name, job in stage.items() if name not in results]
+            for done, (name, figures) in enumerate(pool.imap_unordered(do, jobs), start=1):
+                results[name] = rounded(figures)
+                write_files(HERE, {RESULTS.name: json.dumps(results, indent=0).encode()})
+                minutes = (time.time() - began) / 60
+                print(f"{minutes:5.1f} min: {name}; {len(jobs) - done} more in this stage", flush=True)
+    for seed in (0, *SEEDS[:3]):
+        for way, schedules in SCHEDULES.items():
+            for schedule in schedules if seed == 0 else cheapest(results, way):
+                name = f"{seed} cost {way} {json.dumps(schedule)}"
+                if name not in results:
+                    results[name] = rounded(job_cost(seed, way, schedule))
+                    write_files(HERE, {RESULTS.name: json.dumps(results, indent=0).encode()})
+                    print(
+                        name, {key: results[name][key] for key in ("seconds", "score", "wanted")}, flush=True
+                    )
+                if seed and results[name]["reached"]:
+                    break
+
+
+def cheapest(results, way):
+    """The schedules that reached the score on seed 0, from cheap to dear."""
+    found = [(results[f"0 cost {way} {json.dumps(s)}"], s) for s in SCHEDULES[way]]
+    return [s for figures, s in sorted(found, key=lambda item: item[0]["seconds"]) if figures["reached"]]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Cost until a score, timed alone, with both cores. Each side may shorten every stage.
+
+SCHEDULES = {  # from cheap to dear, chosen on seed 0
+    "dpo": [{"pairs": m} for m in (250, 500, 1000, 2000, 4000, 8000)],
+    "rlhf": [{"pairs": m, "steps": n} for m in (250, 500, 1000, 2000, 4000) for n in (5, 10, 20, 40)],
+}
+
+
+def timed(script, *options):
+    """Run a script as its user does: seconds, and the peak memory of its process in MB."""
+    words, began = [sys.executable, str(HERE.parent / f"{script}.py"), *map(str, options)], time.time()
+    silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+    env = os.environ | {"OMP_NUM_THREADS": "2"}
+    _, status, usage = os.wait4(os.posix_spawn(words[0], words, env, file_actions=silent), 0)
+    assert status == 0, words
+    return time.time() - began, usage.ru_maxrss / 1024
+
+
+def job_cost(seed, way, schedule):
+    """By one schedule, from the pretrained model on: seconds, memory, and the score beside that to reach."""
+    home = RUNS / f"{seed}-cost"
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(RUNS / str(seed) / "pretrain", home, ignore=shutil.ignore_patterns("preferences*"))
+    here = Reference(seed)
+    wanted = here.start + 0.9 * (np.interp(1, *here.frontier.T) - here.start)
+    common = ["--init", home, "--seed", seed]
+    if way == "dpo":
+        runs = [timed("dpo", *common, "--out", home / "policy", "--pairs", schedule["pairs"])]
+    else:
+        runs = [timed("reward", *common, "--out", home / "reward", "--pairs", schedule["pairs"])]
+        how = ["--reward", home / "reward", "--steps", schedule["steps"]]
+        runs.append(timed("ppo", *common, "--out", home / "policy", *how))
+    figures = here.measure(home / "policy")
+    figures |= {"seconds": sum(run[0] for run in runs), "memory": max(run[1] for run in runs)}
+    return figures | {"wanted": wanted, "reached": bool(figures["score"] >= wanted)}
+
+
+def rounded(x):
+    """Floats to five digits, at any depth."""
+    if isinstance(x, dict):
+        return {key: rounded(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [rounded(value) for value in x]
+    return round(float(x), 5) if isinstance(x, (float, np.floating)) else x
+
+
+if __name__ == "__main__":
+    main()

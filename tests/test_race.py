@@ -1,0 +1,92 @@
+"""What the race measures by listing all answers: `notebooks/race.py`."""
+
+import itertools
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import race  # noqa: E402
+from data import documents  # noqa: E402
+from model import GPT, Config  # noqa: E402
+
+EOS = 2
+
+
+def small_model(seed):
+    """A vocabulary of three, one of them EOS, with marked preferences."""
+    torch.manual_seed(seed)
+    model = GPT(Config(3, 16, 8, 1, 1))
+    model.transformer.wte.weight.data *= 20
+    return model.double()
+
+
+def by_hand(model, prompt, answer, temperature=1.0):
+    """log π(answer | prompt), each token from the whole text before it."""
+    total = 0.0
+    for t, token in enumerate(answer):
+        logits = model(torch.tensor([[*prompt, *answer[:t]]]))[0, -1]
+        total += (logits / temperature).log_softmax(-1)[token].item()
+    return total
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("floor", [1e-12, 0.02])
+def test_all_answers_above_the_floor_are_listed_with_their_probabilities(monkeypatch, temperature, floor):
+    monkeypatch.setattr(race, "MAX_ANSWER_TOKENS", 5)
+    model, reference, prompt = small_model(0), small_model(1), [0, 1, 1]
+    every = [(*body, EOS) for n in range(5) for body in itertools.product((0, 1), repeat=n)]
+    expected = {answer: by_hand(model, prompt, answer, temperature) for answer in every}
+    expected = {answer: log_p for answer, log_p in expected.items() if log_p > math.log(floor)}
+    answers, log_p, log_p_ref = race.list_answers(model, reference, prompt, EOS, temperature, floor)
+    assert len(answers) == len(expected) and (floor > 0.01) == (len(expected) < len(every))
+    for answer, p, p_ref in zip(answers, log_p, log_p_ref):
+        assert p == pytest.approx(expected[tuple(answer)], abs=1e-5)
+        assert p_ref == pytest.approx(by_hand(reference, prompt, answer), abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_best_of_n_by_drawing_every_n_answers(n):
+    """The best of n draws, of equals the first, for all n-tuples with their probabilities."""
+    p, values = np.array([0.4, 0.3, 0.2, 0.1]), np.array([1.0, 3.0, 1.0, 3.0])
+    expected = np.zeros(4)
+    for drawn in itertools.product(range(4), repeat=n):
+        best = max(drawn, key=lambda i: values[i])  # max takes the first of equals
+        expected[best] += math.prod(p[i] for i in drawn)
+    assert race.best_of_n(p, values, n) == pytest.approx(expected)
+
+
+def reference_of(p, scores):
+    """A `Reference` of one post, from the probabilities and scores of its answers."""
+    here = object.__new__(race.Reference)
+    here.p, here.scores, here.start = [p], [scores], p @ scores
+    here.frontier = np.array([here.reweighted(lambda s: s / beta) for beta in np.geomspace(1e3, 0.05, 80)])
+    return here
+
+
+def test_the_optimum_of_two_answers_by_hand():
+    """Of scores 0 and 1, the best policy at a KL takes the second answer as often as it may."""
+    here = reference_of(np.array([0.75, 0.25]), np.array([0.0, 1.0]))
+    for q in (0.4, 0.6, 0.9):
+        kl = q * math.log(q / 0.25) + (1 - q) * math.log((1 - q) / 0.75)
+        assert here.share(q, kl) == pytest.approx(1, abs=2e-3)
+        assert here.share(0.25 + (q - 0.25) / 2, kl) == pytest.approx(0.5, abs=2e-3)
+    assert here.share(0.25, 0.001) is None
+    assert here.wins(0, np.array([0.0, 1.0])) == pytest.approx([0.375, 0.75 + 0.125])
+
+
+def test_labels_by_coin_are_as_many_as_the_name_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "RUNS", tmp_path)
+    (tmp_path / "1/pretrain").mkdir(parents=True)
+    records = [{"prompt": d.prompt, "chosen": "a", "rejected": "b"} for d in documents(2000, seed=0)]
+    race.write_records(tmp_path / "1/pretrain/preferences.jsonl", records)
+    for noise in (0.0, 0.5):
+        flipped = sum(r["chosen"] == "b" for r in race.read_preferences(race.few_pairs(1, None, noise)))
+        assert flipped == pytest.approx(2000 * noise / 2, abs=4 * math.sqrt(2000 * 0.25 * 0.75))
+    assert len(race.read_preferences(race.few_pairs(1, 250))) == 250
