@@ -649,7 +649,7 @@ class Run:
     def log(self, **metrics):
         """Show and write the metrics of this step. One that is NaN or infinite stops the run."""
         for name, value in metrics.items():
-            if not math.isfinite(value) and name != "explained_variance":
+            if not math.isfinite(value):
                 raise BadInput(f"step {self.step + 1}: {name} is {value}; most often --lr is too high")
         if not all(p.isfinite().all() for model in self.models for p in model.parameters()):
             raise BadInput(f"step {self.step + 1}: weights are NaN or infinite; most often --lr is too high")

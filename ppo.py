@@ -256,7 +256,8 @@ def main(args):
         }
         if use_critic:
             metrics["value_loss"] = critic_loss.detach()
-            metrics["explained_variance"] = 1 - (returns - old_values)[mask].var() / returns[mask].var()
+            variance = returns[mask].var().clamp(min=1e-8)
+            metrics["explained_variance"] = 1 - (returns - old_values)[mask].var() / variance
         run.log(**{name: float(value) for name, value in metrics.items()})
         lost = metrics["objective"] < run.metrics[0]["score"] - 1 and args.beta
         if lost or metrics["entropy"] < 0.02:

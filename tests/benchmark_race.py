@@ -43,11 +43,11 @@ from model import load_model  # noqa: E402
 from sample import frontier, measure  # noqa: E402
 
 THEIRS = {
-    "pretrain": {"lr": 5e-3, "steps": 2400, "batch_size": 64},
+    "pretrain": {"lr": 5e-3, "steps": 3600, "batch_size": 32},
     "pairs": {"batch_size": 256},
-    "dpo": {"lr": 1e-3, "batch_size": 32, "beta": 0.5},
-    "reward": {"lr": 1e-3, "batch_size": 32},
-    "ppo": {"lr": 1e-3, "batch_size": 128, "minibatches": 2, "epochs": 2, "beta": 0.4, "steps": 80},
+    "dpo": {"lr": 1e-3, "batch_size": 16, "beta": 0.5},
+    "reward": {"lr": 1e-3, "batch_size": 128},
+    "ppo": {"lr": 1e-3, "batch_size": 64, "minibatches": 1, "epochs": 2, "beta": 0.4, "steps": 80},
 }
 SCRIPTS = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo}
 POSTS = [d.prompt for d in documents(64, seed=[0, 8], kind="POST")]
