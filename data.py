@@ -370,41 +370,37 @@ FORMS = [  # keys of the prompt, the chosen and the rejected answer; the first l
     ("conversations", "chosen", "rejected"),
     (None, "chosen", "rejected"),  # transcripts, as in HH (Bai et al. 2022): the prompt is what both share
 ]
+OPENINGS = ("\n\nHuman:", "\n\nSystem:")  # of a transcript
 NEVER_IGNORED = {"question", "conversations", "system", "instruction", "input", "context", "history"}
 
 
-def chat(key, value):
-    """A user's text, or one or several {"role", "content"} or {"from", "value"}, as [(role, text), …]."""
+def as_text(key, value):
+    """A text as it is; one or several {"role", "content"} or {"from", "value"} as HH writes conversations."""
     if isinstance(value, str):
-        return [("Human", value)]
-    messages = []
+        return value
+    text = ""
     for message in value if isinstance(value, list) else [value]:
         match message:
-            case {"role": str(role), "content": str(text)} | {"from": str(role), "value": str(text)}:
-                pass
+            case {"role": str(role), "content": str(content)} | {"from": str(role), "value": str(content)}:
+                if role not in ROLES:
+                    raise ValueError(f'"{key}" has the role {role!r}, which is none of {", ".join(ROLES)}')
+                text += f"\n\n{ROLES[role]}: {content}"
             case _:
-                raise ValueError(f'"{key}" is neither a text nor a chat of {{"role": …, "content": …}}')
-        if role not in ROLES:
-            raise ValueError(f'"{key}" has the role {role!r}, which is none of {", ".join(ROLES)}')
-        messages.append((ROLES[role], text))
-    return messages
+                text = ""
+                break
+    if not text:
+        raise ValueError(f'"{key}" is neither a text nor a chat of {{"role": …, "content": …}}')
+    return text
 
 
-def transcript(messages):
-    """[("Human", "Hi."), …] as HH writes it: "\\n\\nHuman: Hi. …"."""
-    return "".join(f"\n\n{role}: {text}" for role, text in messages)
-
-
-def is_transcript(text):
-    return text.startswith(("\n\nHuman:", "\n\nSystem:"))
-
-
-def join_chat(prompt, answer):
-    """A prompt, and an answer that may say the prompt or its end once more: all messages, each once."""
-    for n in range(min(len(prompt), len(answer)), 0, -1):
-        if prompt[-n:] == answer[:n]:
-            return prompt + answer[n:]
-    if prompt and answer and answer[0][0] != "Assistant":
+def join(prompt, answer):
+    """The conversation of a prompt and an answer that may say the prompt, or its end, once more."""
+    if f"{prompt}{TURN}" in answer:
+        return answer
+    for turn in re.finditer(r"\n\n(Human|Assistant|System):(?=\s*\S)", prompt):
+        if f"{answer}\n\n".startswith(f"{prompt[turn.start() :]}\n\n"):
+            return prompt[: turn.start()] + answer
+    if not answer.startswith(TURN):
         raise ValueError("the answers begin with a turn that is neither the assistant's nor in the prompt")
     return prompt + answer
 
@@ -421,35 +417,27 @@ def canonical(record):
         accepted = "; ".join(", ".join(key for key in form if key) for form in FORMS)
         raise ValueError(f"found the keys {', '.join(record) or '(none)'}; accepted are {accepted}")
     prompt, *answers = (record.get(key) for key in form)
-    if all(isinstance(answer, str) for answer in answers):
-        shared = os.path.commonprefix(answers)
-        turned = shared[: shared.rfind(TURN) + len(TURN)] if TURN in shared else ""
-        if prompt is not None and not isinstance(prompt, str):
-            prompt = transcript(chat(form[0], prompt)) + TURN
-            answers = answers if any(map(is_transcript, answers)) else [f" {answer}" for answer in answers]
-        if prompt is None or any(map(is_transcript, answers)):  # the prompt is in the answers
-            if not turned and prompt is None:
-                raise ValueError(f'no "prompt", and the answers are not transcripts that share a {TURN!r}')
-            if not turned:
-                raise ValueError(f'one answer begins with the whole "{form[0]}", the other one does not')
-            said = (prompt or "").removesuffix(TURN)
-            if not (turned.startswith(said) or turned.removesuffix(TURN).endswith(said)):
-                raise ValueError(f'the answers are whole transcripts, but not of this "{form[0]}"')
-            prompt, answers = turned, [answer.removeprefix(turned) for answer in answers]
-    elif any(isinstance(answer, str) for answer in answers):
+    if isinstance(answers[0], str) != isinstance(answers[1], str):
         raise ValueError(f'of "{form[1]}" and "{form[2]}" one is a text and one is not; write both alike')
-    else:
-        said = [] if prompt is None else chat(form[0], prompt)
-        chosen, rejected = (join_chat(said, chat(*part)) for part in zip(form[1:], answers))
-        if isinstance(prompt, str) and is_transcript(prompt):
-            raise ValueError(f'"{form[0]}" is a transcript and the answers are chats; write both alike')
-        shared = len(os.path.commonprefix([chosen[:-1], rejected[:-1]]))
-        while shared >= 0 and not all(m[shared:] and m[shared][0] == "Assistant" for m in (chosen, rejected)):
-            shared -= 1
-        if shared < 0:
+    whole = [not isinstance(answer, str) or answer.startswith(OPENINGS) for answer in answers]
+    answers = [as_text(key, answer) for key, answer in zip(form[1:], answers)]
+    if all(whole):  # conversations, in which the prompt ends where the last turn begins that both share
+        if prompt is not None:
+            said = as_text(form[0], prompt)
+            if isinstance(prompt, str):
+                said = said.removesuffix(TURN) if said.startswith(OPENINGS) else f"\n\nHuman: {said}"
+            answers = [join(said, answer) for answer in answers]
+        shared = os.path.commonprefix(answers)
+        if TURN not in shared:
             raise ValueError("the answers share no prompt that the assistant then answers")
-        prompt = transcript(chosen[:shared]) + TURN
-        answers = [transcript(messages[shared:]).removeprefix(TURN) for messages in (chosen, rejected)]
+        prompt = shared[: shared.rfind(TURN) + len(TURN)]
+        answers = [answer.removeprefix(prompt) for answer in answers]
+    elif prompt is None:
+        raise ValueError(f'no "prompt", and the answers are not transcripts that share a {TURN!r}')
+    elif any(whole):
+        raise ValueError("one answer is a whole transcript, the other one is not; write both alike")
+    elif not isinstance(prompt, str):
+        prompt, answers = as_text(form[0], prompt) + TURN, [f" {answer}" for answer in answers]
     result = dict(zip(("prompt", "chosen", "rejected"), (prompt, *answers)))
     if "certainty" in record:
         if not isinstance(record["certainty"], (int, float)) or not 0 <= record["certainty"] <= 1:

@@ -589,6 +589,26 @@ ACCEPTED = {
         {"prompt": "Hi.", "chosen": [HELLO, JOKE, HA], "rejected": [HELLO, JOKE, NO]},
         (LONG, *HA_NO),
     ),
+    "chats, and a text that the user said after a system turn": (
+        {"prompt": "Hi.", "chosen": [SYSTEM("Be brief."), HI, HA], "rejected": [SYSTEM("Be brief."), HI, NO]},
+        (f"\n\nSystem: Be brief.{FIRST}", *HA_NO),
+    ),
+    "a transcript as the prompt, and chats": (
+        {"prompt": LONG, "chosen": [HA], "rejected": [JOKE, NO]},
+        (LONG, *HA_NO),
+    ),
+    "a transcript as the prompt, and chats that begin with it": (
+        {"prompt": FIRST, "chosen": [HI, HA], "rejected": [HI, NO]},
+        (FIRST, *HA_NO),
+    ),
+    "a chat as the prompt, and transcripts": (
+        {"prompt": [SYSTEM("Be brief."), HI], "chosen": f"{FIRST} Ha.", "rejected": f"{FIRST} No."},
+        (f"\n\nSystem: Be brief.{FIRST}", *HA_NO),
+    ),
+    "a text as the prompt, and transcripts in which it stands last": (
+        {"prompt": "Joke?", "chosen": f"{LONG} Ha.", "rejected": f"{LONG} No."},
+        (LONG, *HA_NO),
+    ),
     "an answer that is empty": (
         {"prompt": [HI], "chosen": [HA], "rejected": [ASSISTANT("")]},
         (FIRST, " Ha.", " "),
@@ -621,9 +641,8 @@ REFUSED = {
     'no "prompt", and the answers are not transcripts': [
         {"chosen": "a", "rejected": "b"},
         {"chosen": f"{FIRST} Ha.", "rejected": "No."},
-        {"chosen": "\n\nHuman: A\n\nAssistant: a", "rejected": "\n\nHuman: B\n\nAssistant: a"},
     ],
-    "one answer begins with the whole": [
+    "one answer is a whole transcript, the other one is not": [
         {"prompt": FIRST, "chosen": f"{FIRST} Ha.", "rejected": " No."},
         {"prompt": FIRST, "chosen": " Ha.", "rejected": f"{FIRST} No."},
     ],
@@ -643,6 +662,8 @@ REFUSED = {
         {"prompt": [HI], "chosen": [ASSISTANT(7)], "rejected": [NO]},
         {"prompt": [HI], "chosen": [{"role": "assistant", "value": "a"}], "rejected": [NO]},
         {"prompt": [HI], "chosen": [[HA]], "rejected": [NO]},
+        {"prompt": [HI], "chosen": [], "rejected": []},
+        {"chosen": [HI, HA], "rejected": []},
     ],
     "role 'tool', which is none of user": [
         {"prompt": [HI], "chosen": [said("tool")("a")], "rejected": [NO]},
@@ -651,14 +672,12 @@ REFUSED = {
     "neither the assistant's nor in the prompt": [
         {"prompt": [HI], "chosen": [JOKE, HA], "rejected": [NO]},
         {"prompt": "Hi.", "chosen": [HA], "rejected": [JOKE, NO]},
-        {"prompt": "Hi.", "chosen": [SYSTEM("s"), HI, HA], "rejected": [SYSTEM("s"), HI, NO]},
-        {"prompt": FIRST, "chosen": [HI, HA], "rejected": [HI, NO]},
+        {"prompt": "Bye."} | {"chosen": f"{FIRST} Ha.", "rejected": f"{FIRST} No."},
     ],
     "share no prompt that the assistant then answers": [
         {"chosen": [HI, HA], "rejected": [JOKE, HA]},
-        {"chosen": [HI, HA], "rejected": []},
         {"chosen": [HI], "rejected": [HI]},
-        {"prompt": [HI], "chosen": [], "rejected": []},
+        {"chosen": "\n\nHuman: A\n\nAssistant: a", "rejected": "\n\nHuman: B\n\nAssistant: a"},
         {"prompt": [HI], "chosen": [HI, HA], "rejected": [HI]},
     ],
     '"certainty" is not a number between 0 and 1': [
@@ -747,7 +766,8 @@ def records(draw):
             answers = [draw(as_chat(shared + answer)) for answer in both]
     if form in ("chats", "chat and texts"):
         prompt = draw(as_chat(shared))
-        if form == "chats" and one_question and draw(st.booleans()):
+        as_it_is = one_question and not shared[0][1].startswith("\n\nHuman:")  # else it is a transcript
+        if form == "chats" and as_it_is and draw(st.booleans()):
             prompt = shared[0][1]
     if form in ("transcripts", "whole chats"):
         names = draw(st.sampled_from([(None, "chosen", "rejected"), ("prompt", "chosen", "rejected")]))
