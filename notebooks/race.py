@@ -24,7 +24,6 @@ import sys
 import time
 from pathlib import Path
 
-os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
@@ -351,7 +350,6 @@ def stages(results):
 def do(job):
     """In a process of its own: (name, figures)."""
     name, function, *arguments = job
-    torch.set_num_threads(1)
     began = time.time()
     arguments = [a[0](*a[1:]) if isinstance(a, tuple) else a for a in arguments]
     return name, function(*arguments) | {"seconds": time.time() - began}
@@ -360,6 +358,7 @@ def do(job):
 def main():
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     began = time.time()
+    os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}  # of the two processes
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for stage in stages(results):
             jobs = [(name, *job) for name, job in stage.items() if name not in results]
