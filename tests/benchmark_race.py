@@ -48,7 +48,7 @@ THEIRS = {
     "pretrain": {"lr": 5e-3, "steps": 3600, "batch_size": 32},
     "pairs": {"batch_size": 256},
     "dpo": {"lr": 3e-4, "batch_size": 32, "beta": 0.5},  # 1e-3 is quicker on seed 0, and fails on seed 1
-    "reward": {"lr": 1e-3, "batch_size": 128},
+    "reward": {"lr": 3e-3, "batch_size": 64},
     "ppo": {"lr": 1e-3, "batch_size": 64, "minibatches": 1, "epochs": 2, "beta": 0.4, "steps": 80},
 }
 SCRIPTS = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo}
