@@ -379,30 +379,28 @@ def as_text(key, value):
     if isinstance(value, str):
         return value
     text = ""
-    for message in value if isinstance(value, list) else [value]:
+    for message in (value if isinstance(value, list) else [value]) or [None]:
         match message:
             case {"role": str(role), "content": str(content)} | {"from": str(role), "value": str(content)}:
-                if role not in ROLES:
-                    raise ValueError(f'"{key}" has the role {role!r}, which is none of {", ".join(ROLES)}')
-                text += f"\n\n{ROLES[role]}: {content}"
+                pass
             case _:
-                text = ""
-                break
-    if not text:
-        raise ValueError(f'"{key}" is neither a text nor a chat of {{"role": …, "content": …}}')
+                raise ValueError(f'"{key}" is neither a text nor a chat of {{"role": …, "content": …}}')
+        if role not in ROLES:
+            raise ValueError(f'"{key}" has the role {role!r}, which is none of {", ".join(ROLES)}')
+        text += f"\n\n{ROLES[role]}: {content}"
     return text
 
 
 def join(prompt, answer):
     """The conversation of a prompt and an answer that may say the prompt, or its end, once more."""
-    if f"{prompt}{TURN}" in answer:
-        return answer
     for turn in re.finditer(r"\n\n(Human|Assistant|System):(?=\s*\S)", prompt):
         if f"{answer}\n\n".startswith(f"{prompt[turn.start() :]}\n\n"):
             return prompt[: turn.start()] + answer
-    if not answer.startswith(TURN):
-        raise ValueError("the answers begin with a turn that is neither the assistant's nor in the prompt")
-    return prompt + answer
+    if answer.startswith(TURN):
+        return prompt + answer
+    if f"{prompt}{TURN}" in answer:  # after earlier turns
+        return answer
+    raise ValueError("the answers begin with a turn that is neither the assistant's nor in the prompt")
 
 
 def canonical(record):

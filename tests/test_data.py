@@ -609,6 +609,14 @@ ACCEPTED = {
         {"prompt": "Joke?", "chosen": f"{LONG} Ha.", "rejected": f"{LONG} No."},
         (LONG, *HA_NO),
     ),
+    "chats in which the user says the prompt again later on": (
+        {"prompt": "Hi.", "chosen": [HELLO, HI, HA], "rejected": [HELLO, HI, NO]},
+        (f"{FIRST} Hello.{FIRST}", *HA_NO),
+    ),
+    "chats of which only one has the prompt again later on": (
+        {"prompt": [HI], "chosen": [HA, HI, HELLO], "rejected": [NO]},
+        (FIRST, f" Ha.{FIRST} Hello.", " No."),
+    ),
     "an answer that is empty": (
         {"prompt": [HI], "chosen": [HA], "rejected": [ASSISTANT("")]},
         (FIRST, " Ha.", " "),
@@ -715,7 +723,8 @@ SETTINGS = settings(max_examples=400, deadline=None, derandomize=True, database=
 def conversations(draw):
     """Messages that both share, which end with the user's, and the two ways to go on: [(role, text), …].
 
-    No text stands twice in one way to go on, so it is clear which part of a prompt an answer repeats.
+    No text stands twice in what both share, so it is clear which part of a prompt an answer repeats. But the
+    user may say later on what they said last.
     """
     rounds, more = draw(st.integers(0, 2)), draw(st.lists(st.integers(0, 2), min_size=2, max_size=2))
     texts = (f"{draw(PIECE)}{draw(PIECE)}{i}{draw(PIECE)}" for i in itertools.count())
@@ -726,7 +735,10 @@ def conversations(draw):
     both = [[("Assistant", next(texts))] for _ in more]
     for answer, n in zip(both, more):
         for _ in range(n):
-            answer += [("Human", next(texts)), ("Assistant", next(texts))]
+            answer += [
+                ("Human", draw(st.sampled_from([next(texts), shared[-1][1]]))),
+                ("Assistant", next(texts)),
+            ]
     if draw(st.booleans()):  # then the answers begin alike, too
         both[1] = both[0][: 2 * draw(st.integers(0, more[0])) + 1] + [("Human", next(texts)), *both[1][-1:]]
     return shared, both
@@ -780,7 +792,7 @@ def records(draw):
     return record, expected
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=3000)  # what has gone wrong here was rare
 @given(records())
 def test_a_random_record_gives_back_all_that_it_says_exactly_once(case):
     record, expected = case
