@@ -202,8 +202,8 @@ def main(args):
     for step in run:
         torch.manual_seed(hash((args.seed, step, RANK)))  # each process has its own answers, also if resumed
         # 1. Rollout: the policy answers a batch of prompts. The sampler's log-probabilities are the old ones.
-        rows = shard(order[step * n : (step + 1) * n]).repeat(1 if use_critic else GROUP)
         # 2. Score: once per answer, at its end.
+        rows = shard(order[step * n : (step + 1) * n]).repeat(1 if use_critic else GROUP)
         tokens, mask, old_log_probs, reference_log_probs, score, ended, start = rollout(rows)
         # 3. Rewards: every token pays for leaving the reference; the last one also earns the score.
         kl = (old_log_probs - reference_log_probs).sum(1)  # of single answers; their mean is the KL

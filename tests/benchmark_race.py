@@ -12,7 +12,7 @@ Each leg is a process of its own, and all legs of one seed share a folder:
 The target is the score that has 90% of the gain that is optimal at 1 nat from our own pretrained model; it is
 the same number for both sides. The judge looks every few steps, and the clock stands still meanwhile. Ours
 are the scripts with their defaults. Theirs has the same architecture, tokenizer, documents, posts and number
-of pairs, AdamW, and the settings in `THEIRS`: the best of the trials on seed 0 in `benchmark_trials.jsonl`.
+of pairs, AdamW, and the settings in `THEIRS`, from the trials on seed 0 in `benchmark_trials.jsonl`.
 It needs `pip install transformers trl==1.12.0`, the last release with a PPO trainer.
 """
 
@@ -20,6 +20,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -336,7 +337,10 @@ def their_ppo(home, seed, target, lr, batch_size, minibatches, epochs, beta, ste
 
 def run_leg(side, leg, folder, seed, settings):
     home = Path(folder, side).absolute()
-    (home / leg).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(home / leg, ignore_errors=True)  # of a race that was stopped
+    (home / leg).mkdir(parents=True)
+    if leg == "pairs":
+        (home / "pretrain/preferences.jsonl").unlink(missing_ok=True)
     target = json.loads(Path(folder, "target.json").read_text()) if leg in ("dpo", "ppo") else None
     try:
         if side == "ours":
