@@ -3,8 +3,9 @@
     python notebooks/race.py           # about two hours on two cores; stop it and start it again as you like
 
 Each result is kept in `race.json` as it comes, under a name such as "3 dpo beta=0.5": the seed, and what was
-run. All models are trained by the scripts with their defaults, except for what the name says. None of these
-seeds was used to choose a default (that was seed 0: see `tune.py`).
+run. The models are in `runs/race`; keep them until the race is over. All models are trained by the scripts
+with their defaults, except for what the name says. None of these seeds was used to choose a default (that was
+seed 0: see `tune.py`).
 
 How a policy is measured. This model is small enough to list what it may say: `list_answers` follows every
 beginning of an answer that has a probability of more than 3e-5, and comes to about 97% of all answers, with
@@ -36,8 +37,9 @@ import pretrain  # noqa: E402
 import reward  # noqa: E402
 from data import MAX_ANSWER_TOKENS, Tokenizer, documents, encode_pairs, judge, pad_rows, preference  # noqa: E402
 from data import read_preferences, write_files, write_records  # noqa: E402
-from model import Cache, ScalarGPT, final_scores, load_model, sample_texts  # noqa: E402
+from model import Cache, ScalarGPT, final_scores, load_model, own_pairs, sample_texts  # noqa: E402
 from plots import KINDS, kind_of  # noqa: E402
+from sample import frontier, measure  # noqa: E402
 
 ppo.REWARDS["judge"] = judge
 SCRIPTS = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo}
@@ -45,6 +47,7 @@ SEEDS, RUNS, RESULTS = (1, 2, 3, 4, 5), HERE.parent / "runs/race", HERE / "race.
 BETAS = {"dpo": (0.15, 0.3, 0.5, 1, 2), "ppo": (0.15, 0.25, 0.4, 0.7, 1.4), "judge": (0.25, 0.4, 0.8)}
 FEW, NOISE = (250, 500, 1000, 2000, 4000, 8000), (0.1, 0.25, 0.5)
 POSTS = 64
+BETA_GRID = np.geomspace(1e3, 0.05, 80)  # from large to small, as the optimum's KL grows
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -91,6 +94,11 @@ def listed(model, reference, tokenizer, post, temperature=1.0):
     return texts, p / p.sum(), log_p - log_p_ref, scores, p.sum()
 
 
+def softmax(logs):
+    w = np.exp(logs - logs.max())
+    return w / w.sum()
+
+
 class Reference:
     """A seed's pretrained model on its posts of one kind, and the best that any policy could do there."""
 
@@ -98,31 +106,31 @@ class Reference:
         home = RUNS / str(seed) / "pretrain"
         self.model, self.tokenizer = load_model(home), Tokenizer.load(home)
         self.posts = [d.prompt for d in documents(POSTS, seed=[seed, 9], kind=kind)]
-        kept = home / f"listed-{kind}.npz"
-        if kept.exists():
-            with np.load(kept) as file:
-                self.p, self.scores = ([file[f"{what}{i}"] for i in range(POSTS)] for what in ("p", "scores"))
-        else:
+        kept = home / f"listed-{kind}.json"
+        if not kept.exists():
             every = [listed(self.model, self.model, self.tokenizer, post) for post in self.posts]
-            self.p, self.scores = [e[1] for e in every], [e[3] for e in every]
-            arrays = {
-                f"{w}{i}": x for w, xs in (("p", self.p), ("scores", self.scores)) for i, x in enumerate(xs)
-            }
-            np.savez(kept, **arrays)
+            kept.write_text(json.dumps([(texts, p.tolist(), s.tolist()) for texts, p, _, s, _ in every]))
+        self.texts, self.p, self.scores = zip(*json.loads(kept.read_text()))
+        self.p, self.scores = [np.array(p) for p in self.p], [np.array(s) for s in self.scores]
         self.start = np.mean([p @ s for p, s in zip(self.p, self.scores)])
-        self.frontier = np.array(
-            [self.reweighted(lambda s: s / beta) for beta in np.geomspace(1e3, 0.05, 80)]
-        )
+        self.frontier = np.array([self.optimum(beta) for beta in BETA_GRID])
 
-    def reweighted(self, log_weight):
-        """KL and score of the policy π_ref exp(log_weight(scores)), scaled to sum 1."""
+    def optimum(self, beta):
+        """KL and score of the ideal policy π_ref exp(score / β), scaled to sum 1."""
         points = []
         for p, scores in zip(self.p, self.scores):
-            logs = log_weight(scores)
-            w = p * np.exp(logs - logs.max())
-            w /= w.sum()
+            w = softmax(np.log(p) + scores / beta)
             points.append([(w * np.log(np.maximum(w, 1e-300) / p)).sum(), w @ scores])
         return np.mean(points, axis=0)
+
+    def optimal_kinds(self, kl):
+        """What the optimum at that KL writes: the share of each kind of answer."""
+        beta = np.interp(kl, self.frontier[:, 0], BETA_GRID)
+        kinds = dict.fromkeys(KINDS, 0.0)
+        for post, texts, p, scores in zip(self.posts, self.texts, self.p, self.scores):
+            for text, share in zip(texts, softmax(np.log(p) + scores / beta)):
+                kinds[kind_of(post, text)] += share / POSTS
+        return kinds
 
     def share(self, score, kl):
         """Of the gain that is optimal at that KL."""
@@ -171,15 +179,16 @@ def best_of_n(p, values, n):
 # What is run. Each job gives figures, and its name says all.
 
 
-def train(name, home, out, *options, seed=1):
+def train(script, seed, name, *options):
     """Run a script with its defaults and these options, unless it has run; the figures of its end."""
-    out = home / out
+    home = RUNS / str(seed)
+    out = home / name.replace(" ", "-")
     if not (out / "metrics.jsonl").exists():
-        init = [] if name == "pretrain" else ["--init", home / "pretrain"]
+        init = [] if script == "pretrain" else ["--init", home / "pretrain"]
         words = [str(word) for word in (*init, "--out", out, "--seed", seed, *options)]
         (out / "resume.pt").unlink(missing_ok=True)  # of a race that was stopped
         with contextlib.redirect_stdout(io.StringIO()):
-            SCRIPTS[name].main(SCRIPTS[name].parser.parse_args(words))
+            SCRIPTS[script].main(SCRIPTS[script].parser.parse_args(words))
     final = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     return {
         key: final[key]
@@ -191,10 +200,10 @@ def train(name, home, out, *options, seed=1):
 def job_pretrain(seed):
     """The pretrained model, its pairs, its temperatures, the optimum, and the best of n by the judge."""
     home = RUNS / str(seed)
-    figures = train("pretrain", home, "pretrain", seed=seed)
+    figures = train("pretrain", seed, "pretrain")
     args = dpo.parser.parse_args(["--init", str(home / "pretrain"), "--seed", str(seed)])
     with contextlib.redirect_stdout(io.StringIO()):
-        dpo.own_pairs(args, load_model(args.init), Tokenizer.load(args.init))
+        own_pairs(args, load_model(args.init), Tokenizer.load(args.init))
     for kind in ("POST", "LETTER"):
         here = Reference(seed, kind)
         figures[kind] = {
@@ -202,6 +211,10 @@ def job_pretrain(seed):
             for t in (0, 0.25, 0.5, 0.75, 1)
         }
         figures[kind]["frontier"] = here.frontier.round(4).tolist()
+        figures[kind]["optimum at 1 nat"] = {"score": np.interp(1, *here.frontier.T)} | here.optimal_kinds(1)
+        torch.manual_seed(seed)
+        _, scores, _, _ = measure(here.model, here.model, here.tokenizer, here.posts, 256)
+        figures[kind]["optimum from 256 answers"] = frontier(scores).mean(2)[:, ::5].T.round(4).tolist()
         figures[kind]["best of n"] = {n: here.selected(here.scores, n) for n in (2, 4, 8, 16, 64, 256)}
     return figures
 
@@ -209,7 +222,7 @@ def job_pretrain(seed):
 def job_policy(seed, name, script, *options):
     """Train a policy and measure it on posts; with all the pairs and the default β also on letters."""
     home = RUNS / str(seed)
-    figures = train(script, home, name.replace(" ", "-"), *options, seed=seed)
+    figures = train(script, seed, name, *options)
     figures |= Reference(seed).measure(home / name.replace(" ", "-"))
     if name == "dpo beta=0.5":
         policy, reference = load_model(home / "dpo-beta=0.5"), load_model(home / "pretrain")
@@ -228,7 +241,7 @@ def job_policy(seed, name, script, *options):
 def job_reward(seed, name, best_of=False, *options):
     """Train a reward model; with `best_of` also the best of n answers by it."""
     home = RUNS / str(seed)
-    figures = train("reward", home, name.replace(" ", "-"), *options, seed=seed)
+    figures = train("reward", seed, name, *options)
     if best_of:
         here, scorer = Reference(seed), load_model(home / name, ScalarGPT)
         values = []
@@ -287,11 +300,13 @@ def few_pairs(seed, n, noise=0.0):
 
 def passes(n):
     """How many passes over n pairs are tried; the best is chosen by the held-out loss."""
-    return (1, 3, 9) if n <= 1000 else (1, 3) if n <= 4000 else (1, 2)
+    return (1, 3, 9) if n <= 1000 else (1, 3) if n <= 4000 else (1,)
 
 
 def best_passes(results, seed, script, n):
-    return min(passes(n), key=lambda k: results[f"{seed} {script} pairs={n} passes={k}"]["val_loss"])
+    """Of the runs over n pairs, that with the lowest held-out loss: its name."""
+    names = [f"{script} pairs={n} passes={k}" for k in passes(n)]
+    return min(names, key=lambda name: results[f"{seed} {name}"]["val_loss"])
 
 
 def steps(n, passes):
@@ -302,49 +317,42 @@ def steps(n, passes):
 def stages(results):
     """Lists of jobs {name: (function, …)} in their order; those of one list do not need one another."""
     yield {f"{s} pretrain": (job_pretrain, s) for s in (*SEEDS, 0)}
-
-    jobs = {}
     for s in SEEDS:
-        jobs[f"{s} reward"] = (job_reward, s, "reward", True)
+        jobs = {f"{s} reward": (job_reward, s, "reward", True)}
         jobs[f"{s} sft"] = (job_policy, s, "sft", "dpo", "--loss", "sft")
         for beta in BETAS["dpo"]:
             jobs[f"{s} dpo beta={beta:g}"] = (job_policy, s, f"dpo beta={beta:g}", "dpo", "--beta", beta)
-        for n in FEW:
-            for k in passes(n):
-                how = ["--data", (few_pairs, s, n), "--steps", steps(n, k)]
-                name = f"pairs={n} passes={k}"
-                jobs[f"{s} dpo {name}"] = (job_policy, s, f"dpo {name}", "dpo", *how)
-                jobs[f"{s} reward {name}"] = (job_reward, s, f"reward {name}", False, *how)
         for share in NOISE:
             how = ["--data", (few_pairs, s, None, share)]
             jobs[f"{s} dpo noise={share:g}"] = (job_policy, s, f"dpo noise={share:g}", "dpo", *how)
             jobs[f"{s} reward noise={share:g}"] = (job_reward, s, f"reward noise={share:g}", False, *how)
-    yield jobs
+        for n in FEW:
+            for k in passes(n):
+                how = ["--data", (few_pairs, s, n), "--steps", steps(n, k)]
+                for script in ("dpo", "reward"):
+                    name = f"{script} pairs={n} passes={k}"
+                    jobs[f"{s} {name}"] = (train, script, s, name, *how)
+        yield jobs
 
-    jobs = {}
-    for s in SEEDS:
+        jobs = {}
         for name, judge_of in (("ppo", RUNS / str(s) / "reward"), ("judge", "judge")):
             for beta in BETAS[name]:
                 how = ["--reward", judge_of, "--beta", beta]
                 jobs[f"{s} {name} beta={beta:g}"] = (job_policy, s, f"{name} beta={beta:g}", "ppo", *how)
-        for n in FEW:
-            k = best_passes(results, s, "reward", n)
-            how = ["--reward", RUNS / str(s) / f"reward-pairs={n}-passes={k}"]
-            jobs[f"{s} ppo pairs={n}"] = (job_policy, s, f"ppo pairs={n}", "ppo", *how)
-            k = best_passes(results, s, "dpo", n)
-            for beta in (0.25, 1):  # so that DPO can be read off at PPO's KL
-                how = ["--data", (few_pairs, s, n), "--steps", steps(n, k), "--beta", beta]
-                jobs[f"{s} dpo pairs={n} beta={beta:g}"] = (
-                    job_policy,
-                    s,
-                    f"dpo pairs={n} beta={beta:g}",
-                    "dpo",
-                    *how,
-                )
         for share in NOISE:
             how = ["--reward", RUNS / str(s) / f"reward-noise={share:g}"]
             jobs[f"{s} ppo noise={share:g}"] = (job_policy, s, f"ppo noise={share:g}", "ppo", *how)
-    yield jobs
+        for n in FEW:
+            chosen = best_passes(results, s, "reward", n).replace(" ", "-")
+            how = ["--reward", RUNS / str(s) / chosen]
+            jobs[f"{s} ppo pairs={n}"] = (job_policy, s, f"ppo pairs={n}", "ppo", *how)
+            chosen = best_passes(results, s, "dpo", n)
+            jobs[f"{s} dpo pairs={n} beta=0.5"] = (job_policy, s, chosen, "dpo")
+            beta = 0.25 if n <= 1000 else 1  # for a second KL, so that DPO can be read off at PPO's
+            how = ["--data", (few_pairs, s, n), "--steps", steps(n, int(chosen.split("=")[-1]))]
+            name = f"dpo pairs={n} beta={beta:g}"
+            jobs[f"{s} {name}"] = (job_policy, s, name, "dpo", *how, "--beta", beta)
+        yield jobs
 
 
 def do(job):
@@ -392,7 +400,7 @@ def cheapest(results, way):
 
 SCHEDULES = {  # from cheap to dear, chosen on seed 0
     "dpo": [{"pairs": m} for m in (250, 500, 1000, 2000, 4000, 8000)],
-    "rlhf": [{"pairs": m, "steps": n} for m in (250, 500, 1000, 2000, 4000) for n in (5, 10, 20, 40)],
+    "rlhf": [{"pairs": m, "steps": n} for m in (500, 1000, 2000, 4000) for n in (10, 20, 40)],
 }
 
 

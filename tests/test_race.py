@@ -66,7 +66,7 @@ def reference_of(p, scores):
     """A `Reference` of one post, from the probabilities and scores of its answers."""
     here = object.__new__(race.Reference)
     here.p, here.scores, here.start = [p], [scores], p @ scores
-    here.frontier = np.array([here.reweighted(lambda s: s / beta) for beta in np.geomspace(1e3, 0.05, 80)])
+    here.frontier = np.array([here.optimum(beta) for beta in race.BETA_GRID])
     return here
 
 
