@@ -1,4 +1,4 @@
-"""What the three notebooks share: the look of their plots, kinds of answers, and some larger pictures."""
+"""What the notebooks share: the look of their plots, kinds of answers, and some larger pictures."""
 
 import itertools
 import json
@@ -254,3 +254,42 @@ def slopes_picture(truth, learned):
         axis.set(title=name, xlabel="judge: chosen − rejected (points)", ylabel="learned: chosen − rejected")
         axis.legend(loc="upper left")
     plt.show()
+
+
+# ----------------------------------------------------------------------------------------------------
+# The race (notebook 04). Arrays of figures have one row for each seed; bars are one standard error.
+
+
+def mean_and_error(x):
+    """Over seeds, the first axis: the mean and its standard error."""
+    x = np.asarray(x, dtype=float)
+    return x.mean(0), x.std(0, ddof=1) / np.sqrt(len(x))
+
+
+def draw_frontier(axis, frontiers, lines, title, farthest=2.0):
+    """Score over KL: the optimum, from the frontiers (points of (KL, score)) of all seeds, and policies.
+
+    `lines` is {label: (kls, scores, style, texts)}; kls and scores are (seeds, points), and a text stands
+    beside each point that has one.
+    """
+    grid = np.linspace(0, farthest, 100)
+    best, error = mean_and_error([np.interp(grid, *np.transpose(points)) for points in frontiers])
+    axis.fill_between(grid, best - error, best + error, color="black", alpha=0.15)
+    axis.plot(grid, best, color="black", label="the best possible at this KL")
+    for label, (kls, scores, style, texts) in lines.items():
+        (x, x_error), (y, y_error) = mean_and_error(kls), mean_and_error(scores)
+        axis.errorbar(x, y, y_error, x_error, label=label, capsize=2, **style)
+        for text, at in zip(texts, zip(x, y)):
+            axis.annotate(text, at, (5, -9), textcoords="offset points", fontsize=8, color=style["color"])
+    axis.set(title=title, xlabel="KL from the pretrained model (nats per answer)", xlim=(-0.05, farthest))
+    axis.set_ylabel("judge's score (4 is perfect)")
+    axis.legend(loc="lower right")
+
+
+def draw_lines(axis, xs, lines, title, xlabel, ylabel):
+    """{label: (figures (seeds, points), style)} over the places xs, which are evenly spaced and named."""
+    for label, (figures, style) in lines.items():
+        axis.errorbar(range(len(xs)), *mean_and_error(figures), label=label, capsize=3, **style)
+    axis.set_xticks(range(len(xs)), xs)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.legend()

@@ -414,6 +414,28 @@ def timed(script, *options):
     return time.time() - began, usage.ru_maxrss / 1024
 
 
+def flops(way, schedule, here):
+    """Floating-point operations by formula: two a weight and token forward, six in training (Kaplan 2020).
+
+    Embeddings are looked up and cost nothing. Prompts that several answers share are read once.
+    """
+    config, records = here.model.config, read_preferences(RUNS / "1/pretrain/preferences.jsonl")
+    differ = len(records) / dpo.parser.get_default("pairs")  # the rest have the same answer twice
+    body, head = 12 * config.n_layer * config.n_embd**2, config.vocab_size * config.n_embd
+    length = lambda keys: np.mean([len(here.tokenizer.encode(r[key])) for r in records[:500] for key in keys])
+    prompt, answer = length(["prompt"]), length(["chosen", "rejected"]) + 1
+    pair, pairs = prompt + 2 * answer, differ * schedule["pairs"]  # tokens of a pair, and how many
+    total = schedule["pairs"] * 2 * (body * pair + head * 2 * answer)  # sampling
+    if way == "dpo":  # the reference reads all pairs; nine in ten are learned from
+        return total + (2 + 0.9 * 6) * pairs * (body * pair + head * 2 * answer)
+    total += 0.9 * 6 * pairs * body * pair  # the reward model
+    answers, epochs = (ppo.parser.get_default(name) for name in ("batch_size", "epochs"))
+    passes = 2 + 2 + 6 * epochs  # the policy writes, the reference reads, the policy learns
+    total += schedule["steps"] * answers * passes * (body * (prompt + answer) + head * answer)
+    # As many for the other two: the reward model scores, the critic guesses, the critic learns.
+    return total + schedule["steps"] * answers * passes * body * (prompt + answer)
+
+
 def job_cost(seed, way, schedule):
     """By one schedule, from the pretrained model on: seconds, memory, and the score beside that to reach."""
     home = RUNS / f"{seed}-cost"
@@ -429,7 +451,9 @@ def job_cost(seed, way, schedule):
         how = ["--reward", home / "reward", "--steps", schedule["steps"]]
         runs.append(timed("ppo", *common, "--out", home / "policy", *how))
     figures = here.measure(home / "policy")
-    figures |= {"seconds": sum(run[0] for run in runs), "memory": max(run[1] for run in runs)}
+    figures |= {"stages": [run[0] for run in runs], "seconds": sum(run[0] for run in runs)}
+    figures["memory"] = max(run[1] for run in runs)
+    figures["flops"] = flops(way, schedule, here)
     return figures | {"wanted": wanted, "reached": bool(figures["score"] >= wanted)}
 
 
