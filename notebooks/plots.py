@@ -34,6 +34,16 @@ def curve(log, name):
     return zip(*[(line["step"], line[name]) for line in log if name in line])
 
 
+def check(number, answer, truth):
+    """Say whether the answer to an exercise is right, to one in a hundred."""
+    if answer is None:
+        print(f"{number}. no answer yet")
+    elif abs(answer - truth) <= 0.01 * abs(truth) + 1e-6:
+        print(f"{number}. {answer:.3g} is right")
+    else:
+        print(f"{number}. {answer:.3g} is not it")
+
+
 # ----------------------------------------------------------------------------------------------------
 # Kinds of answers
 

@@ -457,6 +457,71 @@ def job_cost(seed, way, schedule):
     return figures | {"wanted": wanted, "reached": bool(figures["score"] >= wanted)}
 
 
+# ----------------------------------------------------------------------------------------------------
+# What came out
+
+
+def over_seeds(results, name, *keys, seeds=SEEDS):
+    """A figure of the race on each seed: over_seeds(results, "dpo beta=0.5", "letters", "score") is (5,)."""
+    found = [results[f"{seed} {name}"] for seed in seeds]
+    for key in keys:
+        found = [figures[key] for figures in found]
+    return np.array(found, dtype=float)
+
+
+def said(x, form=".2f"):
+    """Mean ± standard error over the seeds."""
+    return f"{np.mean(x):{form}} ± {np.std(x, ddof=1) / math.sqrt(len(x)):{form}}"
+
+
+def differs(a, b):
+    """Whether two figures, seed by seed, differ by more than twice the standard error of the difference."""
+    d = np.asarray(a) - b
+    return abs(d.mean()) > 2 * d.std(ddof=1) / math.sqrt(len(d))
+
+
+def at_kl(results, names, kl, key="share"):
+    """A figure of DPO at these KLs (5,), read off between the runs `names`; beyond them the nearest one's."""
+    kls, figures = (np.array([over_seeds(results, name, k) for name in names]).T for k in ("kl", key))
+    ordered = np.argsort(kls, axis=1)
+    return np.array([np.interp(x, ks[o], f[o]) for x, ks, f, o in zip(kl, kls, figures, ordered)])
+
+
+def by_labels(results):
+    """Shares of the optimal gain with 250, …, 8,000 and all labels, (5, 7): RLHF, and DPO at RLHF's KL."""
+    rlhf, dpo_there = [], []
+    for n in (*FEW, None):
+        name = f"ppo pairs={n}" if n else "ppo beta=0.4"
+        some = [f"dpo pairs={n} beta={b:g}" for b in (0.5, 0.25 if n <= 1000 else 1)] if n else None
+        some = some or [f"dpo beta={b:g}" for b in BETAS["dpo"]]
+        rlhf.append(over_seeds(results, name, "share"))
+        dpo_there.append(at_kl(results, some, over_seeds(results, name, "kl")))
+    return np.array(rlhf).T, np.array(dpo_there).T
+
+
+def crossing(rlhf, dpo_there, n_labels):
+    """How many labels DPO needs to draw level, on each seed: where the last change of sign lies, in log n."""
+    result = []
+    for d in rlhf - dpo_there:
+        ahead = np.flatnonzero(d > 0)  # where RLHF is
+        if not len(ahead) or ahead[-1] == len(d) - 1:
+            result.append(n_labels[-1] if len(ahead) else n_labels[0])
+            continue
+        i = ahead[-1]
+        logs = np.log(n_labels[i : i + 2])
+        result.append(np.exp(logs[0] + d[i] / (d[i] - d[i + 1]) * (logs[1] - logs[0])))
+    return np.array(result)
+
+
+def cost(results, way):
+    """Of the first schedule that reached the score, on seeds 1 to 3: seconds, FLOPs and memory, (3,) each."""
+    rows = []
+    for seed in SEEDS[:3]:
+        names = [f"{seed} cost {way} {json.dumps(schedule)}" for schedule in cheapest(results, way)]
+        rows.append(next(results[name] for name in names if name in results and results[name]["reached"]))
+    return {key: np.array([row[key] for row in rows]) for key in ("seconds", "flops", "memory")}
+
+
 def rounded(x):
     """Floats to five digits, at any depth."""
     if isinstance(x, dict):
