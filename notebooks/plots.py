@@ -98,7 +98,7 @@ def shares(posts, answers, weights=None):
 def spoiled(post, rng=random):
     """The full summary of a post, and what it becomes with each kind of fault: {fault: answer}."""
     name, verb, thing, place = facts(post)
-    other = lambda key, word: rng.choice([w for w in WORLD["POST"][key] if w != word])
+    other = lambda key, word: rng.choice([w for w in WORLD[post.split(":")[0]][key] if w != word])
     small_talk = rng.choice(sorted(SMALL_TALK_SENTENCES))
     return f" {name} {verb} my {thing} {place}.", {
         "beside the point": f" {small_talk}",
@@ -111,8 +111,8 @@ def spoiled(post, rng=random):
     }
 
 
-def stacked_bars(rows, title):
-    """One bar for each row {label: shares}, made of kinds of answers."""
+def stacked_bars(rows, title, path=None):
+    """One bar for each row {label: shares}, made of kinds of answers; also into a file."""
     fig, axis = plt.subplots(figsize=(9, 1.5 + 0.5 * len(rows)))
     left = np.zeros(len(rows))
     for kind, color in KINDS.items():
@@ -128,6 +128,8 @@ def stacked_bars(rows, title):
     axis.invert_yaxis()
     axis.grid(False)
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    if path:
+        fig.savefig(path, dpi=130)
     plt.show()
 
 

@@ -190,11 +190,9 @@ def train(script, seed, name, *options):
         with contextlib.redirect_stdout(io.StringIO()):
             SCRIPTS[script].main(SCRIPTS[script].parser.parse_args(words))
     final = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    return {
-        key: final[key]
-        for key in ("val_loss", "val_accuracy", "best_accuracy", "entropy", "reward")
-        if key in final
-    }
+    wanted = ("val_loss", "val_accuracy", "best_accuracy", "entropy", "reward")
+    figures = {key: final[key] for key in wanted if key in final}
+    return figures | {"training_seconds": final["seconds"]}
 
 
 def job_pretrain(seed):
@@ -243,7 +241,7 @@ def job_reward(seed, name, best_of=False, *options):
     home = RUNS / str(seed)
     figures = train("reward", seed, name, *options)
     if best_of:
-        here, scorer = Reference(seed), load_model(home / name, ScalarGPT)
+        here, scorer = Reference(seed), load_model(home / name.replace(" ", "-"), ScalarGPT)
         values = []
         for post in here.posts:
             prompt = here.tokenizer.encode(post)
@@ -363,28 +361,37 @@ def do(job):
     return name, function(*arguments) | {"seconds": time.time() - began}
 
 
-def main():
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+def run_all(stages, path):
+    """Run all jobs that have no result in the file yet, two at a time, with one thread each."""
+    results = json.loads(path.read_text()) if path.exists() else {}
     began = time.time()
-    os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}  # of the two processes
+    os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for stage in stages(results):
+        for number, stage in enumerate(stages(results), start=1):
             jobs = [(name, *job) for name, job in stage.items() if name not in results]
+            stage_began = time.time()
             for done, (name, figures) in enumerate(pool.imap_unordered(do, jobs), start=1):
-                results[name] = rounded(figures)
-                write_files(HERE, {RESULTS.name: json.dumps(results, indent=0).encode()})
-                minutes = (time.time() - began) / 60
-                print(f"{minutes:5.1f} min: {name}; {len(jobs) - done} more in this stage", flush=True)
+                keep(results, path, name, figures)
+                left = (time.time() - stage_began) / done * (len(jobs) - done) / 60
+                print(f"{(time.time() - began) / 60:5.1f} min: {name}; ", end="")
+                print(f"stage {number} is done in about {left:.0f} min", flush=True)
+    return results
+
+
+def keep(results, path, name, figures):
+    results[name] = rounded(figures)
+    write_files(path.parent, {path.name: json.dumps(results, indent=0).encode()})
+
+
+def main():
+    results = run_all(stages, RESULTS)
     for seed in (0, *SEEDS[:3]):
         for way, schedules in SCHEDULES.items():
             for schedule in schedules if seed == 0 else cheapest(results, way):
                 name = f"{seed} cost {way} {json.dumps(schedule)}"
                 if name not in results:
-                    results[name] = rounded(job_cost(seed, way, schedule))
-                    write_files(HERE, {RESULTS.name: json.dumps(results, indent=0).encode()})
-                    print(
-                        name, {key: results[name][key] for key in ("seconds", "score", "wanted")}, flush=True
-                    )
+                    keep(results, RESULTS, name, job_cost(seed, way, schedule))
+                    print(f"{name}: {results[name]['seconds']:.0f} s", flush=True)
                 if seed and results[name]["reached"]:
                     break
 
