@@ -231,8 +231,9 @@ def job_policy(seed, name, script, *options):
             seed, lambda pairs: 0.5 * (log_ratios(pairs) @ torch.tensor([1.0, -1.0]))
         )
     if name in ("dpo beta=0.5", "ppo beta=0.4", "judge beta=0.4", "sft"):
-        figures["letters"] = Reference(seed, "LETTER").measure(home / name.replace(" ", "-"))
-        figures["temperature 0"] = Reference(seed).measure(home / name.replace(" ", "-"), 1e-3)
+        posts, letters, model = Reference(seed), Reference(seed, "LETTER"), home / name.replace(" ", "-")
+        figures["temperature 0"] = posts.measure(model, 1e-3)
+        figures["letters"] = letters.measure(model) | {"temperature 0": letters.measure(model, 1e-3)}
     return figures
 
 
