@@ -530,6 +530,138 @@ def cost(results, way):
     return {key: np.array([row[key] for row in rows]) for key in ("seconds", "flops", "memory")}
 
 
+def claims(results):
+    """The claims of the story: what the DPO paper has (arXiv 2305.18290), and what came out here; a table."""
+    get = lambda name, *keys: over_seeds(results, name, *keys)
+    both = lambda *keys: (get("dpo beta=0.5", *keys), get("ppo beta=0.4", *keys))
+    every_dpo, posts = [f"dpo beta={beta:g}" for beta in BETAS["dpo"]], ("pretrain", "POST")
+    percent = lambda x: said(x, ".1%")
+
+    def above(a, b):
+        """Whether a figure is above another one, by more than twice the standard error of the difference."""
+        return "within the spread" if not differs(a, b) else "yes" if np.mean(a) > np.mean(b) else "no"
+
+    loss = get("pretrain", "val_loss") / get("pretrain", "entropy")
+    greedy = [get(*posts, "temperature 0", "kinds", kind) for kind in KINDS if kind.startswith("repeats")]
+    lowered = max((get(*posts, f"temperature {t:g}", "score") for t in (0, 0.25, 0.5, 0.75, 1)), key=np.mean)
+    (dpo_score, rlhf_score), (dpo_wins, rlhf_wins) = both("score"), both("win_rate")
+    (_, rlhf_share), (_, rlhf_kl) = both("share"), both("kl")
+    dpo_share = at_kl(results, every_dpo, rlhf_kl)
+    judge_share = get("judge beta=0.4", "share")
+    beside_judge = at_kl(results, every_dpo, get("judge beta=0.4", "kl"))
+    seconds, operations = (cost(results, "rlhf")[k] / cost(results, "dpo")[k] for k in ("seconds", "flops"))
+    ratio = lambda x: f"{np.median(x):.1f} ({min(x):.1f} to {max(x):.1f})"
+    dpo_greedy, rlhf_greedy = both("temperature 0", "win_rate")
+    dpo_letters, rlhf_letters = both("letters", "share")
+    dpo_letter_wins, rlhf_letter_wins = both("letters", "win_rate")
+    sft, sft_letters = get("sft", "score"), get("sft", "letters", "win_rate")
+    best_of = [get("reward", "best of n", n, "score") for n in ("16", "256")]
+    implicit, explicit = (
+        [get(name, "as a judge", kind, "correlation") for kind in ("POST", "LETTER")]
+        for name in ("dpo beta=0.5", "reward")
+    )
+    few_rlhf, few_dpo = by_labels(results)
+    level = crossing(few_rlhf, few_dpo, np.array([*FEW, get("pretrain", "pairs").mean()]))
+    coin_dpo, coin_rlhf = get("dpo noise=0.5", "share"), get("ppo noise=0.5", "share")
+    rows = [
+        ("claim", "the paper", "here", "holds?"),
+        ("---",) * 4,
+        (
+            "Pretraining comes near the best possible guess",
+            "",
+            f"held-out loss {said(loss, '.3f')} times the entropy",
+            "yes" if loss.max() <= 1.02 else "no",
+        ),
+        (
+            "It does not do what people want",
+            "(GPT-2 repeats the question)",
+            f"temperature 0: repeats the first sentence in {percent(sum(greedy))}",
+            "yes" if np.mean(sum(greedy)) > 0.5 else "no",
+        ),
+        (
+            "A lower temperature does not mend that",
+            "",
+            f"score at its best temperature {said(lowered)}; RLHF {said(rlhf_score)}, DPO {said(dpo_score)}",
+            above(rlhf_score, lowered),
+        ),
+        (
+            "RLHF works",
+            "wins 57% against people",
+            f"wins {percent(rlhf_wins)} against the pretrained model",
+            above(rlhf_wins, 0.5),
+        ),
+        (
+            "DPO is at least as good",
+            "wins 61%",
+            f"wins {percent(dpo_wins)}; share at RLHF's KL {percent(dpo_share)}, RLHF {percent(rlhf_share)}",
+            above(dpo_share, rlhf_share),
+        ),
+        (
+            "… even as PPO on the true reward",
+            "yes (sentiment)",
+            f"share at its KL {percent(beside_judge)}, PPO that asks the judge {percent(judge_share)}",
+            above(beside_judge, judge_share),
+        ),
+        (
+            "It is three to six times cheaper",
+            "(its author: a little over 4)",
+            f"seconds {ratio(seconds)}, operations {ratio(operations)}",
+            "yes" if np.median(seconds) >= 3 else "no",
+        ),
+        (
+            "Temperature harms PPO, not DPO",
+            "PPO falls to the base model",
+            f"wins at 0 and 1: DPO {dpo_greedy.mean():.1%}, {dpo_wins.mean():.1%}; "
+            f"RLHF {rlhf_greedy.mean():.1%}, {rlhf_wins.mean():.1%}",
+            above(rlhf_greedy - rlhf_wins, dpo_greedy - dpo_wins),
+        ),
+        (
+            "It carries over to other text",
+            "wins: DPO 36%, PPO 26%",
+            f"letters: DPO wins {percent(dpo_letter_wins)}, RLHF {percent(rlhf_letter_wins)}",
+            above(np.minimum(dpo_letter_wins, rlhf_letter_wins), 0.5),
+        ),
+        (
+            "… and DPO's does better there",
+            "yes",
+            f"letters, share: DPO {percent(dpo_letters)}, RLHF {percent(rlhf_letters)}",
+            above(dpo_letters, rlhf_letters),
+        ),
+        (
+            "Fine-tuning on the chosen is not enough",
+            "yes",
+            f"score {said(sft)}; on letters it wins {percent(sft_letters)}",
+            above(rlhf_score, sft),
+        ),
+        (
+            "Best of n is as good",
+            "DPO matches n = 128",
+            f"by the reward model: n = 16 {said(best_of[0])}, n = 256 {said(best_of[1])}",
+            above(best_of[0], dpo_score),
+        ),
+        (
+            "The language model is a reward model",
+            "yes (a theorem)",
+            f"correlation with the judge {said(implicit[0], '.3f')}, reward model {said(explicit[0], '.3f')}",
+            above(implicit[0], explicit[0]),
+        ),
+        (
+            "With few labels RLHF is better",
+            "",
+            f"250 pairs: {percent(few_rlhf[:, 0])}, DPO {percent(few_dpo[:, 0])}; "
+            f"DPO draws level at {np.median(level):.0f} ({min(level):.0f} to {max(level):.0f})",
+            above(few_rlhf[:, 0], few_dpo[:, 0]),
+        ),
+        (
+            "Half of the labels by coin harm DPO more",
+            "",
+            f"share: DPO {percent(coin_dpo)}, RLHF {percent(coin_rlhf)}",
+            above(coin_rlhf, coin_dpo),
+        ),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def rounded(x):
     """Floats to five digits, at any depth."""
     if isinstance(x, dict):
