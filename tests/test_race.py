@@ -3,16 +3,19 @@
 import itertools
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 
+import dpo  # noqa: E402
 import race  # noqa: E402
-from data import documents  # noqa: E402
+from data import Tokenizer, documents, encode_pairs  # noqa: E402
 from model import GPT, Config  # noqa: E402
 
 EOS = 2
@@ -90,3 +93,32 @@ def test_labels_by_coin_are_as_many_as_the_name_says(tmp_path, monkeypatch):
         flipped = sum(r["chosen"] == "b" for r in race.read_preferences(race.few_pairs(1, None, noise)))
         assert flipped == pytest.approx(2000 * noise / 2, abs=4 * math.sqrt(2000 * 0.25 * 0.75))
     assert len(race.read_preferences(race.few_pairs(1, 250))) == 250
+
+
+def test_where_two_lines_cross_by_hand():
+    """Ahead by 0.1 at 100 labels and behind by 0.1 at 400: level at 200, half-way in log n."""
+    rlhf, dpo_there = np.array([[0.9, 0.9], [0.9, 0.9], [0.9, 0.9]]), np.array([[0.8, 1.0], [1, 1], [0, 0]])
+    assert race.crossing(rlhf, dpo_there, np.array([100, 400])) == pytest.approx([200, 100, 400])
+
+
+def test_a_figure_at_a_kl_is_read_off_between_two_runs():
+    runs = {"far": {"kl": 2.0, "share": 1.0}, "near": {"kl": 1.0, "share": 0.8}}
+    results = {f"{seed} {name}": figures for seed in race.SEEDS for name, figures in runs.items()}
+    found = race.at_kl(results, ["far", "near"], np.array([1.0, 1.5, 1.75, 0.5, 3.0]))
+    assert found == pytest.approx([0.8, 0.9, 0.95, 0.8, 1.0])  # beyond both, the nearest one's
+
+
+def test_flops_by_counting(tmp_path, monkeypatch):
+    """The formula against PyTorch's counter, which also sees attention: a few percent more at this length."""
+    monkeypatch.setattr(race, "RUNS", tmp_path)
+    (tmp_path / "1/pretrain").mkdir(parents=True)
+    tokenizer = Tokenizer.train(["ab " * 10], 258)
+    record = {"prompt": "a" * 30, "chosen": "b" * 8, "rejected": "c" * 8}
+    race.write_records(tmp_path / "1/pretrain/preferences.jsonl", [record] * 800)
+    model = GPT(Config(len(tokenizer.vocab)))
+    pairs, _ = encode_pairs(tokenizer, [record], 128)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        dpo.pair_log_probs(model, pairs, "cpu")
+    here = SimpleNamespace(model=model, tokenizer=tokenizer)
+    expected = counter.get_total_flops() * (1000 + 50 * (1 + 0.9 * 3))  # of 1,000 pairs 50 differ
+    assert race.flops("dpo", {"pairs": 1000}, here) == pytest.approx(expected, rel=0.1)
