@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import model as M
-from data import BadInput, Tokenizer, documents, pad_pairs, write_files
+from data import BadInput, Tokenizer, documents, pad_pairs, pad_rows, write_files
 from model import GPT, Cache, Config, ScalarGPT, generate, load_model, save_model, token_log_probs
 from model import draw, filter_logits, final_scores, make_optimizers, read_safetensors, safetensors_bytes
 from model import number, sample_texts, set_lr, token_values
@@ -233,6 +233,14 @@ def test_final_scores_equal_a_plain_loop(scalar, start, copies):
     expected = torch.stack([one_by_one(scalar, text)[-1] for text in TEXTS])
     assert torch.allclose(got.double(), expected, atol=1e-5)
     assert got.std() > 0.1
+
+
+def test_many_answers_to_one_prompt_equal_rows_read_apart(gpt, scalar):
+    prompt, answers = [3, 4, 9, 2], [[6, EOS], [EOS], [8, 8, 1, EOS], [6, 5], [7, 7, 7, 7, EOS]]
+    tokens, mask, start = pad_rows([prompt] * len(answers), answers)
+    for model, say in ((gpt, token_log_probs), (scalar, final_scores)):
+        got = say(model.double(), tokens, mask, start, copies=len(answers))
+        assert torch.allclose(got, say(model, tokens, mask), atol=1e-5)
 
 
 @pytest.mark.parametrize("start", [1, 2, 3])
