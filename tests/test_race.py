@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 import sys
 from types import SimpleNamespace
 
@@ -14,8 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 import dpo  # noqa: E402
+import plots  # noqa: E402
 import race  # noqa: E402
-from data import Tokenizer, documents, encode_pairs  # noqa: E402
+import roads  # noqa: E402
+from data import Tokenizer, documents, encode_pairs, judge  # noqa: E402
 from model import GPT, Config  # noqa: E402
 
 EOS = 2
@@ -122,3 +125,14 @@ def test_flops_by_counting(tmp_path, monkeypatch):
     here = SimpleNamespace(model=model, tokenizer=tokenizer)
     expected = counter.get_total_flops() * (1000 + 50 * (1 + 0.9 * 3))  # of 1,000 pairs 50 differ
     assert race.flops("dpo", {"pairs": 1000}, here) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["POST", "LETTER"])
+def test_what_the_judge_thinks_of_the_answers_that_are_compared(kind):
+    """Another order is as good; each fault costs what the judge's rule says."""
+    for document in documents(50, seed=3, kind=kind):
+        full, faulty = plots.spoiled(document.prompt, random.Random(0))
+        points = {fault: judge(document.prompt, answer) for fault, answer in faulty.items()}
+        assert judge(document.prompt, full) == judge(document.prompt, roads.reordered(full)) == 4
+        assert points["no place"] == 3
+        assert all(points[f] == 2 for f in points if f.startswith(("a ", "another")))
