@@ -408,7 +408,7 @@ def cheapest(results, way):
 
 SCHEDULES = {  # from cheap to dear, chosen on seed 0
     "dpo": [{"pairs": m} for m in (250, 500, 1000, 2000, 4000, 8000)],
-    "rlhf": [{"pairs": m, "steps": n} for m in (500, 1000, 2000, 4000) for n in (10, 20, 40)],
+    "rlhf": [{"pairs": m, "steps": n} for m in (250, 500, 1000, 2000) for n in (20, 40)],
 }
 
 
