@@ -21,6 +21,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -414,12 +415,15 @@ SCHEDULES = {  # from cheap to dear, chosen on seed 0
 
 def timed(script, *options):
     """Run a script as its user does: seconds, and the peak memory of its process in MB."""
-    words, began = [sys.executable, str(HERE.parent / f"{script}.py"), *map(str, options)], time.time()
-    silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+    words, began = [sys.executable, f"{HERE.parent / script}.py", *map(str, options)], time.time()
+    # A child is said to have had its parent's memory, too, so its parent is a small process of its own.
+    watch = (
+        "import resource as r, subprocess as s, sys; s.run(sys.argv[1:], check=True, stdout=s.DEVNULL); "
+        "print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss)"
+    )
     env = os.environ | {"OMP_NUM_THREADS": "2"}
-    _, status, usage = os.wait4(os.posix_spawn(words[0], words, env, file_actions=silent), 0)
-    assert status == 0, words
-    return time.time() - began, usage.ru_maxrss / 1024
+    found = subprocess.run([sys.executable, "-c", watch, *words], env=env, capture_output=True, check=True)
+    return time.time() - began, int(found.stdout) / 1024
 
 
 def flops(way, schedule, here):
