@@ -574,7 +574,7 @@ def claims(results):
             "Pretraining comes near the best possible guess",
             "",
             f"held-out loss {said(loss, '.3f')} times the entropy",
-            "yes" if loss.max() <= 1.02 else "no",
+            "yes" if loss.mean() <= 1.02 else "no",
         ),
         (
             "It does not do what people want",
@@ -610,7 +610,7 @@ def claims(results):
             "It is three to six times cheaper",
             "(its author: a little over 4)",
             f"seconds {ratio(seconds)}, operations {ratio(operations)}",
-            "yes" if np.median(seconds) >= 3 else "no",
+            "yes" if np.median(seconds) >= 3 else "in operations" if np.median(operations) >= 3 else "no",
         ),
         (
             "Temperature harms PPO, not DPO",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 
 import plots  # noqa: E402
+import race  # noqa: E402
 from data import documents  # noqa: E402
 
-NAMES = ["01_pretraining", "02_rlhf", "03_dpo"]
+NAMES = ["01_pretraining", "02_rlhf", "03_dpo", "04_rlhf_vs_dpo"]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,24 @@ def test_committed_outputs_are_whole(name):
     assert not any(out["output_type"] == "error" for out in outputs)
     assert sum("image/png" in out.get("data", {}) for out in outputs) >= 3
     assert str(Path.home()) not in json.dumps(cells)
+
+
+def test_readme_notebook_and_race_say_the_same():
+    """The table of claims is what `race.json` gives, in the README and in notebook 04."""
+    table = race.claims(json.loads(race.RESULTS.read_text()))
+    assert f"\n\n{table}\n\n" in README
+    cells = json.loads((ROOT / "notebooks/04_rlhf_vs_dpo.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = [out.get("data", {}).get("text/markdown") for c in cells for out in c.get("outputs", [])]
+    assert table in ["".join(text) for text in shown if text]
+
+
+def test_the_readme_counts_lines_and_shows_pictures_that_are_there():
+    counted = re.findall(r"\| `(\w+\.py)` \|.*\| (\d+) \|", README)
+    assert len(counted) == 7
+    for name, lines in counted:
+        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) == int(lines), name
+    pictures = re.findall(r"!\[.*\]\((.*)\)", README)
+    assert len(pictures) == 2 and all((ROOT / picture).is_file() for picture in pictures)
 
 
 def test_kinds_of_answers():
