@@ -136,3 +136,12 @@ def test_what_the_judge_thinks_of_the_answers_that_are_compared(kind):
         assert judge(document.prompt, full) == judge(document.prompt, roads.reordered(full)) == 4
         assert points["no place"] == 3
         assert all(points[f] == 2 for f in points if f.startswith(("a ", "another")))
+
+
+def test_a_difference_must_be_beyond_luck():
+    """Differences 1, …, 5: mean 3, standard error √0.5, so t = 4.24. Less 2: t = 1.41. 95% is at 2.78."""
+    d = np.array([1.0, 2, 3, 4, 5])
+    assert (
+        race.differs(d, np.zeros(5)) and race.differs(np.zeros(5), d) and not race.differs(d, np.full(5, 2))
+    )
+    assert race.said(d) == "3.00 ± 0.71"
