@@ -180,12 +180,16 @@ def best_of_n(p, values, n):
 # What is run. Each job gives figures, and its name says all.
 
 
+def home_of(seed, name):
+    """The directory of a run."""
+    return RUNS / str(seed) / name.replace(" ", "-")
+
+
 def train(script, seed, name, *options):
     """Run a script with its defaults and these options, unless it has run; the figures of its end."""
-    home = RUNS / str(seed)
-    out = home / name.replace(" ", "-")
+    out = home_of(seed, name)
     if not (out / "metrics.jsonl").exists():
-        init = [] if script == "pretrain" else ["--init", home / "pretrain"]
+        init = [] if script == "pretrain" else ["--init", home_of(seed, "pretrain")]
         words = [str(word) for word in (*init, "--out", out, "--seed", seed, *options)]
         (out / "resume.pt").unlink(missing_ok=True)  # of a race that was stopped
         with contextlib.redirect_stdout(io.StringIO()):
@@ -220,11 +224,10 @@ def job_pretrain(seed):
 
 def job_policy(seed, name, script, *options):
     """Train a policy and measure it on posts; with all the pairs and the default β also on letters."""
-    home = RUNS / str(seed)
     figures = train(script, seed, name, *options)
-    figures |= Reference(seed).measure(home / name.replace(" ", "-"))
+    figures |= Reference(seed).measure(home_of(seed, name))
     if name == "dpo beta=0.5":
-        policy, reference = load_model(home / "dpo-beta=0.5"), load_model(home / "pretrain")
+        policy, reference = load_model(home_of(seed, name)), load_model(home_of(seed, "pretrain"))
         log_ratios = lambda pairs: (
             dpo.pair_log_probs(policy, pairs, "cpu") - dpo.pair_log_probs(reference, pairs, "cpu")
         )
@@ -232,7 +235,7 @@ def job_policy(seed, name, script, *options):
             seed, lambda pairs: 0.5 * (log_ratios(pairs) @ torch.tensor([1.0, -1.0]))
         )
     if name in ("dpo beta=0.5", "ppo beta=0.4", "judge beta=0.4", "sft"):
-        posts, letters, model = Reference(seed), Reference(seed, "LETTER"), home / name.replace(" ", "-")
+        posts, letters, model = Reference(seed), Reference(seed, "LETTER"), home_of(seed, name)
         figures["temperature 0"] = posts.measure(model, 1e-3)
         figures["letters"] = letters.measure(model) | {"temperature 0": letters.measure(model, 1e-3)}
     return figures
@@ -240,10 +243,9 @@ def job_policy(seed, name, script, *options):
 
 def job_reward(seed, name, best_of=False, *options):
     """Train a reward model; with `best_of` also the best of n answers by it."""
-    home = RUNS / str(seed)
     figures = train("reward", seed, name, *options)
     if best_of:
-        here, scorer = Reference(seed), load_model(home / name.replace(" ", "-"), ScalarGPT)
+        here, scorer = Reference(seed), load_model(home_of(seed, name), ScalarGPT)
         values = []
         for post in here.posts:
             prompt = here.tokenizer.encode(post)
@@ -343,8 +345,7 @@ def stages(results):
             how = ["--reward", RUNS / str(s) / f"reward-noise={share:g}"]
             jobs[f"{s} ppo noise={share:g}"] = (job_policy, s, f"ppo noise={share:g}", "ppo", *how)
         for n in FEW:
-            chosen = best_passes(results, s, "reward", n).replace(" ", "-")
-            how = ["--reward", RUNS / str(s) / chosen]
+            how = ["--reward", home_of(s, best_passes(results, s, "reward", n))]
             jobs[f"{s} ppo pairs={n}"] = (job_policy, s, f"ppo pairs={n}", "ppo", *how)
             chosen = best_passes(results, s, "dpo", n)
             jobs[f"{s} dpo pairs={n} beta=0.5"] = (job_policy, s, chosen, "dpo")

@@ -12,7 +12,19 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from race import HERE, RUNS, SEEDS, Reference, dpo, few_pairs, job_policy, job_reward, run_all, steps, train
+from race import (
+    HERE,
+    SEEDS,
+    Reference,
+    dpo,
+    few_pairs,
+    home_of,
+    job_policy,
+    job_reward,
+    run_all,
+    steps,
+    train,
+)
 
 import plots
 import reward
@@ -20,10 +32,6 @@ from data import Tokenizer, ask_volunteers, documents, encode_pairs, read_prefer
 from model import ScalarGPT, load_model, own_pairs, sample_texts
 
 THREE = SEEDS[:3]
-
-
-def home_of(seed, name):
-    return RUNS / str(seed) / name.replace(" ", "-")
 
 
 def scores_of(scorer, pairs):
