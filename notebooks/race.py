@@ -146,9 +146,9 @@ class Reference:
     def selected(self, values, n):
         """The best of n answers of the reference by `values`, one array for each post."""
         w = [best_of_n(p, value, n) for p, value in zip(self.p, values)]
-        score = np.mean([weights @ scores for weights, scores in zip(w, self.scores)])
+        score, learned = (np.mean([x @ y for x, y in zip(w, of)]) for of in (self.scores, values))
         kl = np.mean([(x * np.log(np.maximum(x, 1e-300) / p)).sum() for x, p in zip(w, self.p)])
-        return {"score": score, "kl": kl, "share": self.share(score, kl)}
+        return {"score": score, "learned score": learned, "kl": kl, "share": self.share(score, kl)}
 
     def measure(self, directory, temperature=1.0):
         """All figures of a checkpoint."""
@@ -253,7 +253,7 @@ def job_reward(seed, name, best_of=False, *options):
             tokens, mask, start = pad_rows([prompt] * len(answers), answers)
             with torch.no_grad():
                 values.append(final_scores(scorer, tokens, mask, start, copies=len(answers)).numpy())
-        figures["best of n"] = {n: here.selected(values, n) for n in (2, 4, 8, 16, 64, 256)}
+        figures["best of n"] = {n: here.selected(values, n) for n in (1, 2, 4, 8, 16, 64, 256)}
         of = torch.tensor([1.0, -1.0])
         figures["as a judge"] = as_a_judge(seed, lambda pairs: reward.pair_scores(scorer, pairs, "cpu") @ of)
     return figures

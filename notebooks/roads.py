@@ -28,7 +28,7 @@ from race import (
 
 import plots
 import reward
-from data import Tokenizer, ask_volunteers, documents, encode_pairs, read_preferences, write_records
+from data import Tokenizer, ask_volunteers, documents, encode_pairs, judge, read_preferences, write_records
 from model import ScalarGPT, load_model, own_pairs, sample_texts
 
 THREE = SEEDS[:3]
@@ -93,16 +93,21 @@ def two_kinds(seed):
     return home_of(seed, "two-kinds.jsonl")
 
 
-def rewards_of_two_kinds():
-    for s in SEEDS:
-        how = ["--data", (two_kinds, s), "--steps", 120]
-        yield f"{s} support reward", (job_reward, s, "support reward", False, *how)
+def reward_of_two_kinds(seed):
+    name = "support reward"
+    figures = job_reward(seed, name, False, "--data", two_kinds(seed), "--steps", 120)
+    return figures | {"prefers": explicit_preferences(seed, name)}
+
+
+def dpo_of_two_kinds(seed):
+    name = "support dpo"
+    figures = job_policy(seed, name, "dpo", "--data", two_kinds(seed), "--steps", 120)
+    return figures | {"prefers": implicit_preferences(seed, name)}
 
 
 def support():
     for s in SEEDS:
-        how = ["--data", (two_kinds, s), "--steps", 120]
-        yield f"{s} support dpo", (job_policy, s, "support dpo", "dpo", *how)
+        yield f"{s} support dpo", (dpo_of_two_kinds, s)
         how = ["--reward", home_of(s, "support reward")]
         yield f"{s} support ppo", (job_policy, s, "support ppo", "ppo", *how)
 
@@ -123,20 +128,21 @@ def sampled_pairs(seed, home, number, n):
             some = posts[i : i + n]
             answers = sample_texts(model, tokenizer, [p for p in some for _ in range(2)], generator=generator)
             records += ask_volunteers(some, answers, seed=[seed, number, i])
-    path = home_of(seed, f"sampled {number} {n}.jsonl")
+    path = home_of(seed, f"sampled {number} {n} {home.name}.jsonl")
     write_records(path, records[:n])
     return path
 
 
-def rounds(seed, n_rounds):
+def rounds(seed, n_rounds, fresh=True):
     """DPO in rounds, each on pairs of the policy as it is then; as many labels in all.
 
     Each round's reference is the policy before it, so its β is n times as large: then the ideal policy at the
-    end is the same.
+    end is the same. Without `fresh` all pairs are the pretrained model's, and all else is as it was.
     """
-    init = home_of(seed, "pretrain")
+    init = pretrained = home_of(seed, "pretrain")
     for number in range(n_rounds):
-        data, name = sampled_pairs(seed, init, number, LABELS // n_rounds), f"round {number} of {n_rounds}"
+        data = sampled_pairs(seed, init if fresh else pretrained, number, LABELS // n_rounds)
+        name = f"{'round' if fresh else 'stale round'} {number} of {n_rounds}"
         train("dpo", seed, name, "--init", init, "--data", data, "--beta", 0.5 * n_rounds)
         init = home_of(seed, name)
     return Reference(seed).measure(init)
@@ -164,6 +170,7 @@ def origins():
     for s in SEEDS:
         for n in (1, 2, 4, 8):
             yield f"{s} rounds {n}", (rounds, s, n)
+        yield f"{s} stale rounds 8", (rounds, s, 8, False)
         yield f"{s} foreign dpo", (job_policy, s, "foreign dpo", "dpo", "--data", (foreign_pairs, s))
         yield f"{s} foreign dpo after sft", (after_fine_tuning, s)
 
@@ -222,38 +229,57 @@ def reordered(full):
     return f" My {thing} {name} {verb} {place}."
 
 
-def judges(seed):
-    """How often reward model and implicit reward prefer the better answer, on 400 posts and 400 letters."""
-    home = home_of(seed, "pretrain")
-    train("pretrain", seed, "pretrain")
-    args = dpo.parser.parse_args(["--init", str(home), "--seed", str(seed)])
-    own_pairs(args, load_model(home), Tokenizer.load(home))
-    train("dpo", seed, "dpo beta=0.5", "--beta", 0.5)
-    train("reward", seed, "reward")
-    scorer, figures = load_model(home_of(seed, "reward"), ScalarGPT), {"explicit": {}, "implicit": {}}
+def preferences(seed, values_of):
+    """How often the better answer has the higher value, on 400 posts and 400 letters: {kind: {test: share}}.
+
+    `values_of` gives the values of chosen and rejected answers (N, 2) of encoded pairs.
+    """
+    tokenizer, found = Tokenizer.load(home_of(seed, "pretrain")), {}
     for kind in ("POST", "LETTER"):
         posts = [d.prompt for d in documents(400, seed=[seed, 13], kind=kind)]
         both = [plots.spoiled(post, random.Random(i)) for i, post in enumerate(posts)]
         tests = {fault: [(full, faulty[fault]) for full, faulty in both] for fault in both[0][1]}
         for fault in ("no place", "a dish for the thing", "another thing"):
             tests[f"another order, against {fault}"] = [(reordered(full), f[fault]) for full, f in both]
+        found[kind] = {}
         for test, answers in tests.items():
             records = [{"prompt": p, "chosen": a, "rejected": b} for p, (a, b) in zip(posts, answers)]
-            pairs, _ = encode_pairs(Tokenizer.load(home), records, scorer.config.n_positions)
-            values = {
-                "explicit": scores_of(scorer, pairs),
-                "implicit": log_ratios_of(seed, "dpo beta=0.5", pairs),
-            }
-            for which, x in values.items():
-                figures[which].setdefault(kind, {})[test] = (x[:, 0] > x[:, 1]).double().mean().item()
-    return figures
+            chosen, rejected = values_of(encode_pairs(tokenizer, records, 128)[0]).T
+            found[kind][test] = (chosen > rejected).double().mean().item()
+    return found
+
+
+def explicit_preferences(seed, name):
+    scorer = load_model(home_of(seed, name), ScalarGPT)
+    return preferences(seed, lambda pairs: scores_of(scorer, pairs))
+
+
+def implicit_preferences(seed, name):
+    return preferences(seed, lambda pairs: log_ratios_of(seed, name, pairs))
+
+
+def judges(seed):
+    """What reward model and implicit reward prefer."""
+    home = home_of(seed, "pretrain")
+    train("pretrain", seed, "pretrain")
+    args = dpo.parser.parse_args(["--init", str(home), "--seed", str(seed)])
+    own_pairs(args, load_model(home), Tokenizer.load(home))
+    train("dpo", seed, "dpo beta=0.5", "--beta", 0.5)
+    train("reward", seed, "reward")
+    return {
+        "explicit": explicit_preferences(seed, "reward"),
+        "implicit": implicit_preferences(seed, "dpo beta=0.5"),
+    }
 
 
 # ----------------------------------------------------------------------------------------------------
 # 6. Why chosen answers lose probability
 
 LOSSES = ("dpo", "ipo", "cdpo", "hinge", "dpo+nll")
-ALIKE = (0, 0.2, 0.4, 0.6, 0.8, 1.01)  # the edges of bins: how alike two answers are
+BINS = {  # their edges
+    "likeness": (0, 0.4, 0.6, 0.8, 1.01),  # of the two answers: 1 if they are the same
+    "score": (-9, 0.5, 2.5, 3.5, 4.5),  # the judge's, of the chosen answer
+}
 
 
 def plus_nll(chosen, rejected, beta, kind="dpo", original=dpo.dpo_loss):
@@ -262,18 +288,21 @@ def plus_nll(chosen, rejected, beta, kind="dpo", original=dpo.dpo_loss):
 
 
 def by_loss(seed, loss):
-    """Train by this loss and measure, also log π − log π_ref of held-out answers by how alike two are."""
+    """Train by this loss and measure, also how log π − log π_ref of held-out answers came out in each bin."""
     name, home = f"loss {loss}", home_of(seed, "pretrain")
     with patch.object(dpo, "dpo_loss", plus_nll if loss == "dpo+nll" else dpo.dpo_loss):
         figures = job_policy(seed, name, "dpo", "--loss", "dpo" if loss == "dpo+nll" else loss)
-    records, policy = read_preferences(home / "preferences.jsonl")[-1024:], load_model(home_of(seed, name))
-    pairs, _ = encode_pairs(Tokenizer.load(home), records, policy.config.n_positions)
+    tokenizer, records = Tokenizer.load(home), read_preferences(home / "preferences.jsonl")[-1024:]
+    pairs, records = encode_pairs(tokenizer, records, 128)
     change = log_ratios_of(seed, name, pairs)
     alike = [difflib.SequenceMatcher(None, a, b, autojunk=False).ratio() for _, a, b in pairs]
-    which = torch.tensor(np.digitize(alike, ALIKE) - 1)
-    rows = [change[which == i] for i in range(len(ALIKE) - 1)]
-    figures["change"] = {"all": change.mean(0).tolist(), "pairs": [len(row) for row in rows]}
-    return figures | {"change by likeness": [row.mean(0).tolist() for row in rows]}
+    values = {"likeness": alike, "score": [judge(r["prompt"], r["chosen"]) for r in records]}
+    figures["change"] = {"all": change.mean(0).tolist()}
+    for by, edges in BINS.items():
+        which = np.digitize(values[by], edges)
+        rows = [change[torch.tensor(which == i)] for i in range(1, len(edges))]
+        figures["change"] |= {by: [x.mean(0).tolist() for x in rows], f"pairs by {by}": [*map(len, rows)]}
+    return figures
 
 
 def chosen_answers():
@@ -296,7 +325,8 @@ def without_a_critic():
 def stages(results):
     """First what others go on from: `judges` makes pretrained models, their pairs, and reward models."""
     yield {f"{s} judges": (judges, s) for s in SEEDS}
-    yield dict([*rewards_of_two_kinds(), *rewards_of_few_labels(), *rewards_to_over_optimise()])
+    rewards = {f"{s} support reward": (reward_of_two_kinds, s) for s in SEEDS}
+    yield rewards | dict([*rewards_of_few_labels(), *rewards_to_over_optimise()])
     yield dict([*without_a_critic(), *support(), *origins()])
     yield dict([*dear_labels(), *chosen_answers(), *over_optimisation()])
 
