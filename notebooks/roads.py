@@ -57,12 +57,13 @@ def log_ratios_of(seed, name, pairs):
 # ----------------------------------------------------------------------------------------------------
 # 1. Over-optimisation
 
-OVER_PAIRS, OVER_BETAS, LEASHES = (250, 1500), (0.02, 0.05, 0.1, 0.2, 0.5), (0, 0.05, 0.1, 0.2, 0.4)
+OVER_PASSES = {250: (1, 3, 9, 48), 1500: (1, 3, 9)}  # over so many pairs; the last ones take as many steps
+OVER_BETAS, LEASHES = (0.02, 0.05, 0.1, 0.2, 0.5), (0, 0.05, 0.1, 0.2, 0.4)
 
 
 def rewards_to_over_optimise():
     for s in THREE:
-        for n in OVER_PAIRS:
+        for n in OVER_PASSES:
             name, how = f"over reward pairs={n}", ["--data", (few_pairs, s, n), "--steps", steps(n, 3)]
             yield f"{s} {name}", (job_reward, s, name, True, *how)
 
@@ -81,11 +82,11 @@ def far(seed, name, script, *options):
 
 def over_optimisation():
     for s in THREE:
-        for n in OVER_PAIRS:
+        for n in OVER_PASSES:
             for beta in LEASHES:
                 name, judge_of = f"over ppo pairs={n} beta={beta:g}", home_of(s, f"over reward pairs={n}")
                 yield f"{s} {name}", (far, s, name, "ppo", "--reward", judge_of, "--beta", beta)
-            for k in (1, 3, 9):
+            for k in OVER_PASSES[n]:
                 for beta in OVER_BETAS:
                     name = f"over dpo pairs={n} passes={k} beta={beta:g}"
                     how = ["--data", (few_pairs, s, n), "--steps", steps(n, k), "--beta", beta]
@@ -194,10 +195,6 @@ def origins():
 DEAR = (250, 500, 1000)
 
 
-def few_labels(seed, n):
-    return ["--data", (few_pairs, seed, n), "--steps", steps(n, 3)]
-
-
 def labelled_by_model(seed, n):
     """All pairs of a seed, with the choices that the reward model of n labels would make: the file."""
     scorer, home = load_model(home_of(seed, f"dear reward {n}"), ScalarGPT), home_of(seed, "pretrain")
@@ -216,7 +213,8 @@ def labelled_by_model(seed, n):
 def rewards_of_few_labels():
     for s in THREE:
         for n in DEAR:
-            yield f"{s} dear reward {n}", (job_reward, s, f"dear reward {n}", False, *few_labels(s, n))
+            name, how = f"dear reward {n}", ["--data", (few_pairs, s, n), "--steps", steps(n, 3)]
+            yield f"{s} {name}", (job_reward, s, name, False, *how)
 
 
 def dear_labels():
@@ -224,7 +222,6 @@ def dear_labels():
         for n in DEAR:
             judged = ["--reward", home_of(s, f"dear reward {n}")]
             for name, script, how in (
-                (f"dear dpo {n}", "dpo", few_labels(s, n)),
                 (f"dear dpo {n} labelled by the reward model", "dpo", ["--data", (labelled_by_model, s, n)]),
                 (f"dear ppo {n} all prompts", "ppo", judged),
                 (f"dear ppo {n} labelled prompts", "ppo", [*judged, "--data", (few_pairs, s, n)]),

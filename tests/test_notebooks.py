@@ -18,7 +18,7 @@ import plots  # noqa: E402
 import race  # noqa: E402
 from data import documents  # noqa: E402
 
-NAMES = ["01_pretraining", "02_rlhf", "03_dpo", "04_rlhf_vs_dpo"]
+NAMES = ["01_pretraining", "02_rlhf", "03_dpo", "04_rlhf_vs_dpo", "05_where_they_part"]
 
 
 @pytest.fixture(scope="module")
