@@ -1,6 +1,6 @@
 """Where the two roads part: what stands in notebook 05, on five seeds, or on three where it takes long.
 
-    python notebooks/roads.py          # about an hour and a half on two cores; it can be stopped and started
+    python notebooks/roads.py       # an hour and three quarters on two cores; it can be stopped and started
 
 It goes on from the models of `race.py` in `runs/race`, and makes those that are missing. Each result is kept
 in `roads.json` as it comes. Policies are measured as in the race, by listing their answers, except by `far`.
@@ -142,6 +142,7 @@ def sampled_pairs(seed, home, number, n):
             some = posts[i : i + n]
             answers = sample_texts(model, tokenizer, [p for p in some for _ in range(2)], generator=generator)
             records += ask_volunteers(some, answers, seed=[seed, number, i])
+    assert len(records) >= n, "too many of the answers are the same"
     path = home_of(seed, f"sampled {number} {n} {home.name}.jsonl")
     write_records(path, records[:n])
     return path
