@@ -227,13 +227,7 @@ def job_policy(seed, name, script, *options):
     figures = train(script, seed, name, *options)
     figures |= Reference(seed).measure(home_of(seed, name))
     if name == "dpo beta=0.5":
-        policy, reference = load_model(home_of(seed, name)), load_model(home_of(seed, "pretrain"))
-        log_ratios = lambda pairs: (
-            dpo.pair_log_probs(policy, pairs, "cpu") - dpo.pair_log_probs(reference, pairs, "cpu")
-        )
-        figures["as a judge"] = as_a_judge(
-            seed, lambda pairs: 0.5 * (log_ratios(pairs) @ torch.tensor([1.0, -1.0]))
-        )
+        figures["as a judge"] = as_a_judge(seed, lambda pairs: 0.5 * log_ratios_of(seed, name, pairs))
     if name in ("dpo beta=0.5", "ppo beta=0.4", "judge beta=0.4", "sft"):
         posts, letters, model = Reference(seed), Reference(seed, "LETTER"), home_of(seed, name)
         figures["temperature 0"] = posts.measure(model, 1e-3)
@@ -254,14 +248,31 @@ def job_reward(seed, name, best_of=False, *options):
             with torch.no_grad():
                 values.append(final_scores(scorer, tokens, mask, start, copies=len(answers)).numpy())
         figures["best of n"] = {n: here.selected(values, n) for n in (1, 2, 4, 8, 16, 64, 256)}
-        of = torch.tensor([1.0, -1.0])
-        figures["as a judge"] = as_a_judge(seed, lambda pairs: reward.pair_scores(scorer, pairs, "cpu") @ of)
+        figures["as a judge"] = as_a_judge(seed, lambda pairs: scores_of(scorer, pairs))
     return figures
 
 
-@torch.no_grad()
-def as_a_judge(seed, margins):
-    """How good a judge of two answers is: `margins`, from encoded pairs, on 512 posts and 512 letters.
+def scores_of(scorer, pairs):
+    """A reward model's scores of chosen and rejected answers, (N, 2)."""
+    with torch.no_grad():
+        some = [reward.pair_scores(scorer, pairs[i : i + 64], "cpu") for i in range(0, len(pairs), 64)]
+    return torch.cat(some)
+
+
+def log_ratios_of(seed, name, pairs):
+    """log π − log π_ref of chosen and rejected answers, (N, 2), for a policy of this seed."""
+    policy, reference = load_model(home_of(seed, name)), load_model(home_of(seed, "pretrain"))
+    with torch.no_grad():
+        some = [
+            dpo.pair_log_probs(policy, pairs[i : i + 64], "cpu")
+            - dpo.pair_log_probs(reference, pairs[i : i + 64], "cpu")
+            for i in range(0, len(pairs), 64)
+        ]
+    return torch.cat(some)
+
+
+def as_a_judge(seed, values_of):
+    """How good a judge of two answers is, on 512 posts and 512 letters; `values_of` encoded pairs are (N, 2).
 
     accuracy: of the choices that volunteers would make, over the best possible. correlation: with the true
     difference of the judge's scores. calibration: mean distance between σ(margin) and the true probability.
@@ -277,7 +288,7 @@ def as_a_judge(seed, margins):
         both = [(post, a, b) for post, a, b in zip(posts, texts[0::2], texts[1::2]) if a != b]
         records = [{"prompt": post, "chosen": a, "rejected": b} for post, a, b in both]
         pairs, _ = encode_pairs(tokenizer, records, reference.config.n_positions)
-        margin = torch.cat([margins(pairs[i : i + 32]) for i in range(0, len(pairs), 32)]).double().numpy()
+        margin = (values_of(pairs) @ torch.tensor([1.0, -1.0])).double().numpy()
         p = np.array([preference(*pair) for pair in both])
         truth = np.array([judge(post, a) - judge(post, b) for post, a, b in both])
         right, best = np.where(margin > 0, p, 1 - p).mean(), np.maximum(p, 1 - p).mean()

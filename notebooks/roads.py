@@ -21,37 +21,19 @@ from race import (
     home_of,
     job_policy,
     job_reward,
+    log_ratios_of,
     run_all,
+    scores_of,
     steps,
     train,
 )
 
 import plots
-import reward
 from data import Tokenizer, ask_volunteers, documents, encode_pairs, judge, read_preferences, write_records
 from model import ScalarGPT, load_model, own_pairs, sample_texts
 from sample import measure
 
 THREE = SEEDS[:3]
-
-
-def scores_of(scorer, pairs):
-    """A reward model's scores of chosen and rejected answers, (N, 2)."""
-    with torch.no_grad():
-        some = [reward.pair_scores(scorer, pairs[i : i + 64], "cpu") for i in range(0, len(pairs), 64)]
-    return torch.cat(some)
-
-
-def log_ratios_of(seed, name, pairs):
-    """log π − log π_ref of chosen and rejected answers, (N, 2), for a policy of this seed."""
-    policy, reference = load_model(home_of(seed, name)), load_model(home_of(seed, "pretrain"))
-    with torch.no_grad():
-        some = [
-            dpo.pair_log_probs(policy, pairs[i : i + 64], "cpu")
-            - dpo.pair_log_probs(reference, pairs[i : i + 64], "cpu")
-            for i in range(0, len(pairs), 64)
-        ]
-    return torch.cat(some)
 
 
 # ----------------------------------------------------------------------------------------------------

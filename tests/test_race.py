@@ -1,6 +1,7 @@
 """What the race measures by listing all answers: `notebooks/race.py`."""
 
 import itertools
+import json
 import math
 import random
 import sys
@@ -147,3 +148,11 @@ def test_a_difference_must_be_beyond_luck():
     assert race.differs(d, 0) and race.differs(np.zeros(5), d) and not race.differs(d, 2)
     assert not race.differs(d[:3], 0) and race.differs(d[1:4], 0)
     assert race.said(d) == "3.00 ± 0.71"
+
+
+@pytest.mark.parametrize("which", [race, roads])
+def test_the_committed_results_are_those_of_the_code(which):
+    """Every job that would be run has its figures in the file, and the file has no other ones."""
+    results = json.loads((race.HERE / f"{which.__name__}.json").read_text())
+    jobs = {name for stage in which.stages(results) for name in stage}
+    assert jobs == {name for name in results if " cost " not in name}
