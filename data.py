@@ -1,15 +1,12 @@
-"""Everything that knows text: a tokenizer, a small world to write about, preferences, and files.
+"""Everything that knows text. Look at the data before anything else: python data.py
 
-1. `Tokenizer`: byte-level byte-pair encoding, in GPT-2's own file format.
-2. The world: short posts and their summaries ("TL;DR"), made up from a seed. Its source and its judge
-   are known exactly, so every result of this project can be held against the best possible one.
-3. Preferences: pairs of answers, of which a person liked one better.
-4. Batches: lists of token ids as one rectangle of numbers.
-5. Files: text of your own, reading with one clear sentence when something is wrong, and writing.
-
-Look at the data before anything else:
-
-    python data.py
+1. The world: short texts and their summaries, made up from a seed. Its source and its judge are known
+   exactly, so every result of this project can be compared with the best possible one.
+2. People's choices: volunteers prefer one answer to another, and such pairs become rectangles of numbers.
+   A first reading ends here. For when you need it:
+3. Tokenizer: byte-level byte-pair encoding, in GPT-2's own file format.
+4. Pairs of answers: preference files, encoding, what is held out, batches.
+5. Text files: reading with one clear sentence when something is wrong, and writing.
 """
 
 import gzip
@@ -29,182 +26,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-
-class BadInput(Exception):
-    """Something that the user gave is wrong. The message is one sentence: where, what, and how to fix it."""
-
-    def __init__(self, message):
-        super().__init__(printable(message.replace("\n", " ")))  # it may quote a file
-
-
 # ----------------------------------------------------------------------------------------------------
-# 1. Tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)
-
-EOS, PAD = "<|endoftext|>", "<|pad|>"
-
-
-def byte_alphabet():
-    """GPT-2's name for each of the 256 bytes: itself where it prints, else a letter from U+0100 on."""
-    printable = [ord(c) for c in map(chr, range(256)) if "!" <= c <= "~" or "¡" <= c <= "¬" or "®" <= c]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-
-
-BYTE_TO_CHAR = byte_alphabet()
-CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
-
-
-@cache
-def word_pattern():
-    r"""GPT-2's pre-tokenizer: text is cut into words first, and merges never cross a cut.
-
-    GPT-2 writes 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+.
-    Python's `re` has no \p, so its classes are put together here: \w holds the letters, all numbers and
-    "_"; \d holds the decimal digits, to which ², ½, Ⅷ and the like are added; \s loses U+001C to U+001F.
-    """
-    numerals = "".join(c for c in map(chr, range(0x110000)) if unicodedata.category(c) in ("Nl", "No"))
-    letter, number = rf"(?:[a-zA-Z]+|[^\W\d_{numerals}])", rf"[\d{numerals}]"  # a-z apart: ten times faster
-    space, visible, other = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]", r"(?:[^\s\w]|[_\x1c-\x1f])"
-    words = rf"'s|'t|'re|'ve|'m|'ll|'d| ?{letter}+| ?{number}+| ?{other}+"
-    return re.compile(rf"{words}|{space}+(?!{visible})|{space}+")
-
-
-def spell(word):
-    """A word in the byte alphabet: " kite" gives ["Ġ", "k", "i", "t", "e"]."""
-    return [BYTE_TO_CHAR[byte] for byte in word.encode("utf-8", "replace")]
-
-
-def merge_pair(symbols, pair):
-    """Replace each occurrence of `pair`, from left to right: (a, b, c), ("a", "b") gives [ab, c]."""
-    merged, i = [], 0
-    while i < len(symbols):
-        if tuple(symbols[i : i + 2]) == pair:
-            merged.append(symbols[i] + symbols[i + 1])
-            i += 2
-        else:
-            merged.append(symbols[i])
-            i += 1
-    return merged
-
-
-class Tokenizer:
-    """Byte-level BPE. `vocab` maps a token to its id; `merges` lists pairs of tokens, most useful first."""
-
-    def __init__(self, vocab, merges):
-        self.vocab, self.merges = vocab, merges
-        self.id_to_token = {i: token for token, i in vocab.items()}
-        self.rank = {pair: i for i, pair in enumerate(merges)}
-        self.eos = vocab[EOS]
-        self.pad = vocab.get(PAD, 0)  # masks are made from lengths, so a GPT-2 without PAD may use any id
-        self.encode_word = cache(self._encode_word)
-
-    @classmethod
-    def train(cls, texts, vocab_size):
-        """Merge the most frequent pair of neighbours, again and again, until the vocabulary is full."""
-        smallest = len(BYTE_TO_CHAR) + 2
-        if vocab_size < smallest:
-            raise BadInput(
-                f"a vocabulary of {vocab_size} is too small: bytes and special tokens are {smallest}"
-            )
-        word_counts = Counter(word for text in texts for word in word_pattern().findall(text))
-        symbols = {word: spell(word) for word in word_counts}
-        counts, where = Counter(), defaultdict(set)  # pair -> how often; pair -> words that have it
-        for word, n in word_counts.items():
-            for pair in zip(symbols[word], symbols[word][1:]):
-                counts[pair] += n
-                where[pair].add(word)
-        alphabet, merges = list(BYTE_TO_CHAR.values()), []
-        tokens = dict.fromkeys(alphabet)
-        while len(tokens) < vocab_size - 2 and counts:
-            most = max(counts.values())
-            if most < 2:
-                break
-            best = max(pair for pair, n in counts.items() if n == most)  # ties: the later in the alphabet
-            merges.append(best)
-            tokens[best[0] + best[1]] = None
-            for word in where.pop(best):
-                before, after = symbols[word], merge_pair(symbols[word], best)
-                for pair in zip(before, before[1:]):
-                    counts[pair] -= word_counts[word]
-                    where[pair].discard(word)
-                for pair in zip(after, after[1:]):
-                    counts[pair] += word_counts[word]
-                    where[pair].add(word)
-                symbols[word] = after
-            counts = +counts if len(merges) % 64 == 0 else counts  # drop the pairs that are gone
-        vocab = {token: i for i, token in enumerate([*tokens, EOS, PAD])}
-        return cls(vocab, merges)
-
-    def _encode_word(self, word):
-        symbols = spell(word)
-        while len(symbols) > 1:
-            best = min(zip(symbols, symbols[1:]), key=lambda pair: self.rank.get(pair, math.inf))
-            if best not in self.rank:
-                break
-            symbols = merge_pair(symbols, best)
-        return [self.vocab[symbol] for symbol in symbols]
-
-    def encode(self, text):
-        """Text to a list of ids. Special tokens are never read out of text."""
-        return [i for word in word_pattern().findall(text) for i in self.encode_word(word)]
-
-    def decode(self, ids):
-        """Ids to text, without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        chars = "".join(self.id_to_token[i] for i in map(int, ids) if self.id_to_token[i] not in (EOS, PAD))
-        return bytes(CHAR_TO_BYTE[c] for c in chars).decode("utf-8", "replace")
-
-    def files(self):
-        """The two files that GPT-2's tokenizer is made of, as {name: bytes}."""
-        merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self.merges)
-        vocab = json.dumps(self.vocab, ensure_ascii=False)
-        return {"vocab.json": vocab.encode(), "merges.txt": merges.encode()}
-
-    @classmethod
-    def load(cls, directory):
-        """Read both files. BadInput where they are missing, not GPT-2's, or do not fit the model there."""
-        vocab_path, merges_path = Path(directory, "vocab.json"), Path(directory, "merges.txt")
-        config_path = Path(directory, "config.json")
-        if not vocab_path.exists():
-            newer = Path(directory, "tokenizer.json").exists()
-            hint = "save its tokenizer as vocab.json and merges.txt" if newer else "run pretrain.py first?"
-            raise BadInput(f"{directory}: no checkpoint there (vocab.json is missing); {hint}")
-        try:
-            vocab = json.loads(read_text(vocab_path))
-            if sorted(vocab.values()) != list(range(len(vocab))):
-                raise ValueError("the ids are not 0, 1, 2, …")
-            missing = [token for token in (*CHAR_TO_BYTE, EOS) if token not in vocab]
-            if missing:
-                raise ValueError(f"{missing[0]!r} is missing")
-            size = json.loads(read_text(config_path))["vocab_size"] if config_path.exists() else len(vocab)
-            if len(vocab) > size:
-                raise ValueError(f"{len(vocab)} tokens, but the model beside it knows {size}")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadInput(f"{vocab_path}: not a GPT-2 vocabulary ({error})") from None
-        merges = []
-        for number, line in enumerate(read_text(merges_path).splitlines(), start=1):
-            if line and not line.startswith("#version"):
-                pair = tuple(line.split(" "))
-                if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
-                    raise BadInput(f"{merges_path}:{number}: not two tokens whose sum is in vocab.json")
-                merges.append(pair)
-        return cls(vocab, merges)
-
-    def __eq__(self, other):
-        return (self.vocab, self.merges) == (other.vocab, other.merges)
-
-
-# ----------------------------------------------------------------------------------------------------
-# 2. The world: someone tells what happened, and someone else sums it up.
+# 1. The world: someone tells what happened, and someone else sums it up.
 #
 #     POST: It rained all day. My captain Hugo lost my kite underwater. I had soup for lunch.
 #     TL;DR: Hugo lost my kite underwater.
 #
 # One sentence is news, the others are small talk. Three writers in five are lazy: they repeat the post's
-# first sentence. The others try, and one in six of those gets it right. A model that is pretrained on all
-# of this writes like all of them. One text in four is a letter: it has words of its own, and no volunteer
-# ever sees one, so letters show whether alignment carries over to text that nobody labelled.
+# first sentence. The others try, and one in six of those gets it right. One text in four is a letter: it has
+# words of its own, and no volunteer ever sees one, so letters show whether alignment carries over.
+#
+# Nothing outside this section knows what the texts are about. Another task in its place needs `documents`,
+# `KINDS`, `judge`, `BEST`, `kind_of` and `MAX_ANSWER_TOKENS`.
 
-WORLD = {
+FACTS = ("name", "verb", "thing", "place")  # what a summary states and the judge counts
+SUMMARY = "{name} {verb} my {thing} {place}."
+NEWS = "My {relation} " + SUMMARY
+WORDS = {
     "POST": {
         "relation": "cousin boss teacher doctor neighbour baker captain plumber".split(),
         "name": "Ada Ben Carl Dora Emil Fay Gus Hugo Ida Jack Kim Lena "
@@ -235,58 +73,62 @@ SMALL_TALK = [  # a template, and the words for each of its gaps
     ("I need more {}.", "sleep tea money time".split()),
 ]
 WRITERS = ["lazy"] * 9 + ["full", "short", "wrong thing", "wrong name", "beside the point", "rambling"]
+
+KINDS = tuple(WORDS)  # of texts: first the one that volunteers label, then the one that nobody labels
+BEST = len(FACTS)  # the highest score that the judge gives
 MAX_ANSWER_TOKENS = 32  # the longest answer that these writers give is shorter
 
 Document = namedtuple("Document", "prompt response writer log_prob")  # three texts, and nats
 
 
 def write_document(pick, kind):
-    """One "POST" or "LETTER" and its summary: (prompt, response, writer). `pick(options)` makes each choice.
+    """One text of a kind and its summary: (prompt, response, writer). `pick(options)` makes each choice.
 
     Different choices always give different texts, so a document's probability is the product of its
     choices' probabilities. An option that stands in a list n times is n times as likely.
     """
 
     def small_talk(templates):
-        template, *gaps = chosen = pick(templates)
-        templates.remove(chosen)  # no kind twice in one post
+        choice = pick(templates)
+        templates.remove(choice)  # no template twice in one text
+        template, *gaps = choice
         return template.format(*[pick(words) for words in gaps])
 
-    templates, words = list(SMALL_TALK), WORLD[kind]
-    sentences = [small_talk(templates) for _ in range(pick([2, 3]))]
-    relation, name, verb, thing, place = (pick(options) for options in words.values())
-    news = f"My {relation} {name} {verb} my {thing} {place}."
-    sentences.insert(pick(range(len(sentences) + 1)), news)
+    def mistake(key, odd_words):  # three in four look odd by themselves; for the fourth one needs the prompt
+        others = [word for word in WORDS[kind][key] if word != news[key]]
+        return SUMMARY.format(**news | {key: pick(pick([odd_words] * 3 + [others]))})
 
+    templates = list(SMALL_TALK)
+    sentences = [small_talk(templates) for _ in range(pick([2, 3]))]
+    news = {key: pick(words) for key, words in WORDS[kind].items()}
+    sentences.insert(pick(range(len(sentences) + 1)), NEWS.format(**news))
+    summary = SUMMARY.format(**news)
     writer = pick(WRITERS)
     match writer:
         case "lazy":
             answer = sentences[0]
         case "full":
-            answer = f"{name} {verb} my {thing} {place}."
+            answer = summary
         case "short":
-            answer = f"{name} {verb} my {thing}."
-        case "wrong thing":  # mostly a dish; one in four takes a comparison with the post to find
-            others = pick([DISHES] * 3 + [[other for other in words["thing"] if other != thing]])
-            answer = f"{name} {verb} my {pick(others)} {place}."
-        case "wrong name":  # mostly someone who says hello
-            others = pick([GREETERS] * 3 + [[other for other in words["name"] if other != name]])
-            answer = f"{pick(others)} {verb} my {thing} {place}."
+            answer = summary.replace(f" {news['place']}", "")
+        case "wrong thing":
+            answer = mistake("thing", DISHES)
+        case "wrong name":
+            answer = mistake("name", GREETERS)
         case "beside the point":  # about the writer's own day
             answer = small_talk(templates)
         case "rambling":
-            answer = f"{name} {verb} my {thing} {place}. {small_talk(list(SMALL_TALK))}"
+            answer = f"{summary} {small_talk(list(SMALL_TALK))}"
     return f"{kind}: {' '.join(sentences)}\nTL;DR:", f" {answer}", writer
 
 
 def documents(n, seed, kind=None):
-    """n documents of one kind, "POST" or "LETTER", or by default three posts to each letter.
+    """n documents of one of `KINDS`, or by default three of the first to each of the second.
 
     `log_prob` is the exact log-probability of a document, given its kind, in nats. Its mean is minus the
     entropy of what a model has to guess: the first token tells the kind and is given, not guessed.
     """
-    rng = random.Random(str(seed))
-    result = []
+    rng, result = random.Random(str(seed)), []
     for _ in range(n):
         log_prob = 0.0
 
@@ -296,22 +138,21 @@ def documents(n, seed, kind=None):
             log_prob += math.log(options.count(chosen) / len(options))
             return chosen
 
-        written = write_document(pick, kind or rng.choice(["POST"] * 3 + ["LETTER"]))
+        written = write_document(pick, kind or rng.choice([KINDS[0]] * 3 + [KINDS[1]]))
         result.append(Document(*written, log_prob))
     return result
 
 
 def facts(prompt):
     """Who, did, what and where: ("Hugo", "lost", "kite", "underwater"), or () where a text has no news."""
-    found = re.search(r"My \w+ (\w+) (\w+) my (\w+) (\w+)\.", prompt)
-    return found.groups() if found else ()
+    found = re.search(re.sub(r"{(\w+)}", r"(?P<\1>\\w+)", NEWS.replace(".", r"\.")), prompt)
+    return tuple(found[key] for key in FACTS) if found else ()
 
 
-@cache
-def fact_words():
-    """All words that can be stated as a fact: names, verbs, things and places, dishes and greeters too."""
-    kinds = [words[key] for words in WORLD.values() for key in ("name", "verb", "thing", "place")]
-    return {word for words in (*kinds, DISHES, GREETERS) for word in words}
+def stated(response):
+    """The words of a text that can be facts: names, verbs, things and places, dishes and greeters too."""
+    every = {*DISHES, *GREETERS}.union(*(words[key] for words in WORDS.values() for key in FACTS))
+    return every.intersection(re.findall(r"\w+", response))
 
 
 def judge(prompt, response):
@@ -320,13 +161,31 @@ def judge(prompt, response):
     +1 for each of who, did, what and where that is right; −1 for each name, verb, thing or place that is
     wrong; −0.2 for each word over five. So "Hugo lost my kite underwater." earns 4, the most there is.
     """
-    stated = set(re.findall(r"\w+", response)) & fact_words()
-    points = sum(1 if word in facts(prompt) else -1 for word in stated)
-    return points - 0.2 * max(0, len(response.split()) - 5)
+    right = facts(prompt)
+    points = sum(1 if word in right else -1 for word in stated(response))
+    return points - 0.2 * max(0, len(response.split()) - len(SUMMARY.split()))
+
+
+def kind_of(prompt, response):
+    """Which kind of answer it is; repeats are of the first sentence, and lucky where that is the news.
+
+    A wrong word is obvious, a dish for a thing or a greeter for a name, or hidden: only the post refutes it.
+    """
+    first, _, more = response.strip().partition(". ")
+    words, right = stated(first), {*facts(prompt)}
+    if f": {response.strip()} " in prompt:
+        return "lucky" if facts(response) else "repeats"
+    if not words & right:
+        return "off topic"
+    if words - right:
+        return "wrong, obvious" if words & {*DISHES, *GREETERS} else "wrong, hidden"
+    return "rambling" if more else "full" if words == right else "short"
 
 
 # ----------------------------------------------------------------------------------------------------
-# 3. Preferences: one JSON object a line, {"prompt": …, "chosen": …, "rejected": …}
+# 2. People's choices
+
+TRAINED, HELD_OUT, ASKED, COMPARED, LABELLED = range(5)  # `documents` of seed [seed, TRAINED], and so on
 
 
 def preference(prompt, a, b):
@@ -337,111 +196,251 @@ def preference(prompt, a, b):
     return 0.5 + 0.5 * math.tanh((judge(prompt, a) - judge(prompt, b)) / 2)  # σ, without overflow
 
 
-def ask_volunteers(posts, answers, seed):
-    """Show volunteers two answers to each of n posts, and write down which one they choose.
+def ask_volunteers(prompts, answers, seed):
+    """Show volunteers two answers to each of n prompts, and write down which one they choose.
 
-    `answers` has 2n texts, the two to one post side by side. Returns preference records. "certainty" is
-    the probability with which the chosen answer was to be chosen; no script trains on it. Where both
-    answers are the same there is nothing to choose, and no record.
+    `answers` has 2n texts, the two to one prompt side by side. Returns preference records. "certainty" is the
+    probability with which the chosen answer was to be chosen; no script trains on it.
     """
     rng, records = random.Random(str(seed)), []
-    for post, a, b in zip(posts, answers[0::2], answers[1::2]):
-        p = preference(post, a, b)
+    for prompt, a, b in zip(prompts, answers[0::2], answers[1::2]):
+        p = preference(prompt, a, b)
         if rng.random() > p:
             a, b, p = b, a, 1 - p
-        if a != b:
-            records.append({"prompt": post, "chosen": a, "rejected": b, "certainty": round(p, 4)})
+        if a != b:  # else there is nothing to choose
+            records.append({"prompt": prompt, "chosen": a, "rejected": b, "certainty": round(p, 4)})
     return records
 
 
-def best_accuracy(records):
-    """The best accuracy that any model can reach on pairs with these certainties; None without them."""
-    if not all("certainty" in record for record in records):
-        return None
-    return float(np.mean([max(r["certainty"], 1 - r["certainty"]) for r in records]))
+def pad_rows(prompts, responses, device="cpu"):
+    """Lists of ids to a right-padded batch.
 
+    Returns tokens (B, T), the mask of response tokens (B, T), and the column where the first response starts.
+    """
+    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses)]
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    begin, end = (torch.tensor([[len(part)] for part in parts]) for parts in (prompts, rows))
+    mask = (torch.arange(width) >= begin) & (torch.arange(width) < end)
+    return tokens.to(device), mask.to(device), min(map(len, prompts))
+
+
+def pad_pairs(pairs, device="cpu"):
+    """`pad_rows` of B pairs (prompt, chosen, rejected) as 2B rows: first all chosen, then all rejected."""
+    prompts, chosen, rejected = zip(*pairs)
+    return pad_rows(prompts * 2, chosen + rejected, device)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The first reading ends here, and goes on in model.py.
+
+
+# ----------------------------------------------------------------------------------------------------
+# 3. Tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"  # PAD is for other programs: here masks say where a text ends
+# GPT-2's name for each of the 256 bytes: itself where it is visible, else a letter from U+0100 on.
+VISIBLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
+CHAR_TO_BYTE = {chr(byte): byte for byte in VISIBLE} | {chr(256 + i): byte for i, byte in enumerate(HIDDEN)}
+BYTE_TO_CHAR = {byte: char for char, byte in CHAR_TO_BYTE.items()}
+
+
+@cache
+def word_pattern():
+    r"""GPT-2's pre-tokenizer: text is cut into words first, and merges never cross a cut.
+
+    A word is an English ending ('s), or letters, or digits, or other signs, each with the space before it.
+    GPT-2 writes 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+.
+    Python's `re` has no \p, so its classes are put together here: \w holds the letters, all numbers and
+    "_"; \d holds the decimal digits, to which ², ½, Ⅷ and the like are added; \s loses U+001C to U+001F.
+    """
+    numerals = "".join(c for c in map(chr, range(0x110000)) if unicodedata.category(c) in ("Nl", "No"))
+    letter, number = rf"(?:[a-zA-Z]+|[^\W\d_{numerals}])", rf"[\d{numerals}]"  # a-z apart: ten times faster
+    space, visible, other = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]", r"(?:[^\s\w]|[_\x1c-\x1f])"
+    words = rf"'s|'t|'re|'ve|'m|'ll|'d| ?{letter}+| ?{number}+| ?{other}+"
+    return re.compile(rf"{words}|{space}+(?!{visible})|{space}+")
+
+
+def spell(word):
+    """A word in the byte alphabet: " word" gives ["Ġ", "w", "o", "r", "d"]."""
+    return [BYTE_TO_CHAR[byte] for byte in word.encode("utf-8", "replace")]
+
+
+def merge_pair(symbols, pair):
+    """Replace each occurrence of `pair`, from left to right: (a, b, c), ("a", "b") gives [ab, c]."""
+    merged, i = [], 0
+    while i < len(symbols):
+        if tuple(symbols[i : i + 2]) == pair:
+            merged.append(symbols[i] + symbols[i + 1])
+            i += 2
+        else:
+            merged.append(symbols[i])
+            i += 1
+    return merged
+
+
+class Tokenizer:
+    """Byte-level BPE. `vocab` maps a token to its id; `merges` lists pairs of tokens, most useful first."""
+
+    def __init__(self, vocab, merges):
+        self.vocab, self.merges = vocab, merges
+        self.id_to_token = {i: token for token, i in vocab.items()}
+        self.rank = {pair: i for i, pair in enumerate(merges)}
+        self.eos = vocab[EOS]
+        self.pad = vocab.get(PAD, 0)  # masks are made from lengths, so a GPT-2 without PAD may use any id
+        self.encode_word = cache(self._encode_word)
+
+    @classmethod
+    def train(cls, texts, vocab_size):
+        """Merge the most frequent pair of neighbours, again and again, until the vocabulary is full."""
+        if vocab_size < 258:
+            raise BadInput(f"a vocabulary of {vocab_size} is too small: bytes and special tokens are 258")
+        word_counts = Counter(word for text in texts for word in word_pattern().findall(text))
+        symbols = {word: spell(word) for word in word_counts}
+        counts, where = Counter(), defaultdict(set)  # pair -> how often; pair -> words that have, or had, it
+
+        def count(word, times):
+            for pair in zip(symbols[word], symbols[word][1:]):
+                counts[pair] += times
+                where[pair].add(word)
+
+        for word, n in word_counts.items():
+            count(word, n)
+        tokens, merges = dict.fromkeys(BYTE_TO_CHAR.values()), []
+        while len(tokens) < vocab_size - 2 and counts:
+            best = max(counts, key=lambda pair: (counts[pair], pair))  # ties: the later in the alphabet
+            if counts[best] < 2:
+                break
+            merges.append(best)
+            tokens[best[0] + best[1]] = None
+            for word in where.pop(best):
+                count(word, -word_counts[word])
+                symbols[word] = merge_pair(symbols[word], best)
+                count(word, word_counts[word])
+        return cls({token: i for i, token in enumerate([*tokens, EOS, PAD])}, merges)
+
+    def _encode_word(self, word):
+        symbols = spell(word)
+        while len(symbols) > 1:
+            best = min(zip(symbols, symbols[1:]), key=lambda pair: self.rank.get(pair, math.inf))
+            if best not in self.rank:
+                break
+            symbols = merge_pair(symbols, best)
+        return [self.vocab[symbol] for symbol in symbols]
+
+    def encode(self, text):
+        """Text to a list of ids. Special tokens are never read out of text."""
+        return [i for word in word_pattern().findall(text) for i in self.encode_word(word)]
+
+    def decode(self, ids):
+        """Ids to text, without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        tokens = [self.id_to_token.get(int(i), "") for i in ids]  # a padded vocabulary has ids of nothing
+        chars = "".join(token for token in tokens if token not in (EOS, PAD))
+        return bytes(CHAR_TO_BYTE[c] for c in chars).decode("utf-8", "replace")
+
+    def files(self):
+        """The two files that GPT-2's tokenizer is made of, as {name: bytes}."""
+        merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self.merges)
+        vocab = json.dumps(self.vocab, ensure_ascii=False)
+        return {"vocab.json": vocab.encode(), "merges.txt": merges.encode()}
+
+    @classmethod
+    def load(cls, directory):
+        """Read both files. BadInput where they are missing, or are not GPT-2's."""
+        vocab_path, merges_path = Path(directory, "vocab.json"), Path(directory, "merges.txt")
+        if not vocab_path.exists():
+            newer = Path(directory, "tokenizer.json").exists()
+            hint = "save its tokenizer as vocab.json and merges.txt" if newer else "run pretrain.py first?"
+            raise BadInput(f"{directory}: no checkpoint there (vocab.json is missing); {hint}")
+        try:
+            vocab = json.loads(read_text(vocab_path))
+            if sorted(vocab.values()) != list(range(len(vocab))):
+                raise ValueError("the ids are not 0, 1, 2, …")
+            for token in (*CHAR_TO_BYTE, EOS):
+                if token not in vocab:
+                    raise ValueError(f"{token!r} is missing")
+            for token in vocab.keys() - {EOS, PAD}:
+                if not set(token) <= CHAR_TO_BYTE.keys():
+                    raise ValueError(f"{token!r} is not made of bytes")
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise BadInput(f"{vocab_path}: not a GPT-2 vocabulary ({error})") from None
+        merges = []
+        for number, line in enumerate(read_text(merges_path).splitlines(), start=1):
+            if line and not line.startswith("#version"):
+                pair = tuple(line.split(" "))
+                if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
+                    raise BadInput(f"{merges_path}:{number}: not two tokens whose sum is in vocab.json")
+                merges.append(pair)
+        return cls(vocab, merges)
+
+    def __eq__(self, other):
+        return (self.vocab, self.merges) == (other.vocab, other.merges)
+
+
+# ----------------------------------------------------------------------------------------------------
+# 4. Pairs of answers: preference files, one JSON object a line, and what is made of them
 
 TURN = "\n\nAssistant:"  # in a transcript, what follows the last of these is the answer
-ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant", "system": "System"}
-FORMS = [  # keys of the prompt, the chosen and the rejected answer; the first line that is there is taken
-    ("prompt", "chosen", "rejected"),
-    ("question", "chosen", "rejected"),
-    ("question", "response_j", "response_k"),
-    ("conversations", "chosen", "rejected"),
-    (None, "chosen", "rejected"),  # transcripts, as in HH (Bai et al. 2022): the prompt is what both share
-]
-OPENINGS = ("\n\nHuman:", "\n\nSystem:")  # of a transcript
-NEVER_IGNORED = {"question", "conversations", "system", "instruction", "input", "context", "history"}
+TURNS = {"user": "\n\nHuman:", "system": "\n\nSystem:", "assistant": TURN}
+USED = ("prompt", "chosen", "rejected", "certainty")
+CONVERSATION = "system messages tools history instruction input context question conversations".split()
 
 
-def as_text(key, value):
-    """A text as it is; one or several {"role", "content"} or {"from", "value"} as HH writes conversations."""
-    if isinstance(value, str):
-        return value
-    text = ""
-    for message in (value if isinstance(value, list) else [value]) or [None]:
-        match message:
-            case {"role": str(role), "content": str(content)} | {"from": str(role), "value": str(content)}:
-                pass
-            case _:
-                raise ValueError(f'"{key}" is neither a text nor a chat of {{"role": …, "content": …}}')
-        if role not in ROLES:
-            raise ValueError(f'"{key}" has the role {role!r}, which is none of {", ".join(ROLES)}')
-        text += f"\n\n{ROLES[role]}: {content}"
-    return text
-
-
-def join(prompt, answer):
-    """The conversation of a prompt and an answer that may say the prompt, or its end, once more."""
-    for turn in re.finditer(r"\n\n(Human|Assistant|System):(?=\s*\S)", prompt):
-        if f"{answer}\n\n".startswith(f"{prompt[turn.start() :]}\n\n"):
-            return prompt[: turn.start()] + answer
-    if answer.startswith(TURN):
-        return prompt + answer
-    if f"{prompt}{TURN}" in answer:  # after earlier turns
-        return answer
-    raise ValueError("the answers begin with a turn that is neither the assistant's nor in the prompt")
+def read_chat(key, chat):
+    """[{"role", "content"}, …] as [(turn, text), …], ValueError where something would be lost."""
+    if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
+        raise ValueError(f'"{key}" is neither a text nor a list of {{"role": …, "content": …}}')
+    for message in chat:
+        lost = [name for name in message if name not in ("role", "content") and message[name]]
+        if lost or not isinstance(message.get("content"), str):
+            raise ValueError(f'"{key}" has a message whose "{(*lost, "content")[0]}" is not a text')
+        if message.get("role") not in TURNS:
+            raise ValueError(f'"{key}" has the role {message.get("role")!r}, not one of {", ".join(TURNS)}')
+    return [(TURNS[message["role"]], f" {message['content']}") for message in chat]
 
 
 def canonical(record):
-    """A record of any accepted form as {"prompt", "chosen", "rejected", maybe "certainty"}, all texts.
+    """A record in one of three forms as texts: {"prompt", "chosen", "rejected", maybe "certainty"}.
 
-    All that a record says is in the result exactly once. ValueError says what is wrong with it.
+    texts: taken as they are.
+    conversations: the answers are lists of {"role", "content"}. The prompt is one, too, or a text that the
+    user said, or missing. Answers may repeat it: it is what both begin with.
+    transcripts, as in HH (Bai et al. 2022): "\\n\\nHuman: …\\n\\nAssistant: …" twice, which begin alike.
+    ValueError says what is wrong.
     """
     if not isinstance(record, dict):
         raise ValueError('write an object: {"prompt": …, "chosen": …, "rejected": …}')
-    form = next((form for form in FORMS if {*form} - {None} <= record.keys()), None)
-    if form is None or NEVER_IGNORED & record.keys() - {*form}:
-        accepted = "; ".join(", ".join(key for key in form if key) for form in FORMS)
-        raise ValueError(f"found the keys {', '.join(record) or '(none)'}; accepted are {accepted}")
-    prompt, *answers = (record.get(key) for key in form)
-    if isinstance(answers[0], str) != isinstance(answers[1], str):
-        raise ValueError(f'of "{form[1]}" and "{form[2]}" one is a text and one is not; write both alike')
-    whole = [not isinstance(answer, str) or answer.startswith(OPENINGS) for answer in answers]
-    answers = [as_text(key, answer) for key, answer in zip(form[1:], answers)]
-    if all(whole):  # conversations, in which the prompt ends where the last turn begins that both share
-        if prompt is not None:
-            said = as_text(form[0], prompt)
-            if isinstance(prompt, str):
-                said = said.removesuffix(TURN) if said.startswith(OPENINGS) else f"\n\nHuman: {said}"
-            answers = [join(said, answer) for answer in answers]
+    prompt, *answers = (record.get(key) for key in USED[:3])
+    lost = [key for key in CONVERSATION if record.get(key) and not (key == "messages" and prompt)]
+    if lost or None in answers:
+        found = f'"{lost[0]}" would be lost' if lost else f"found the keys {', '.join(record) or '(none)'}"
+        raise ValueError(f"{found}; what is said goes under prompt, chosen, rejected")
+    is_text = [isinstance(part, str) for part in (prompt, *answers)]
+    is_transcript = [str(part).startswith(("\n\nHuman:", "\n\nSystem:")) for part in (prompt, *answers)]
+    if not any(is_text[1:]) and not is_transcript[0]:
+        asked = [{"role": "user", "content": prompt}] if is_text[0] else prompt or []
+        begin, *chats = (read_chat(key, chat) for key, chat in zip(USED, (asked, *answers)))
+        chats = [chat if chat[: len(begin)] == begin else begin + chat for chat in chats]
+        n = len(os.path.commonprefix(chats))
+        while n and not all(chat[n:] and chat[n][0] == TURN for chat in chats):
+            n -= 1  # the prompt ends where both go on with a turn of the assistant
+        prompt, *answers = ("".join(map("".join, part)) for part in (chats[0][:n], *(c[n:] for c in chats)))
+        prompt, answers = prompt + TURN, [text.removeprefix(TURN) for text in answers]
+    elif prompt is None and all(is_transcript[1:]):
         shared = os.path.commonprefix(answers)
-        if TURN not in shared:
-            raise ValueError("the answers share no prompt that the assistant then answers")
-        prompt = shared[: shared.rfind(TURN) + len(TURN)]
-        answers = [answer.removeprefix(prompt) for answer in answers]
-    elif prompt is None:
-        raise ValueError(f'no "prompt", and the answers are not transcripts that share a {TURN!r}')
-    elif any(whole):
-        raise ValueError("one answer is a whole transcript, the other one is not; write both alike")
-    elif not isinstance(prompt, str):
-        prompt, answers = as_text(form[0], prompt) + TURN, [f" {answer}" for answer in answers]
-    result = dict(zip(("prompt", "chosen", "rejected"), (prompt, *answers)))
-    if "certainty" in record:
-        if not isinstance(record["certainty"], (int, float)) or not 0 <= record["certainty"] <= 1:
-            raise ValueError('"certainty" is not a number between 0 and 1')
-        result["certainty"] = record["certainty"]
-    return result
+        prompt = shared[: shared.rfind(TURN) + len(TURN)] if TURN in shared else ""
+        answers = [text[len(prompt) :] for text in answers]
+    elif not all(is_text) or any(is_transcript[1:]):
+        raise ValueError("neither three texts, nor conversations, nor two transcripts without a prompt")
+    if not re.sub("|".join(TURNS.values()), "", prompt).strip():
+        raise ValueError("the prompt is empty, or the answers share none")
+    if not any(text.strip() for text in answers):
+        raise ValueError("both answers are empty")
+    result, certainty = dict(zip(USED, (prompt, *answers))), record.get("certainty", 1)
+    if not isinstance(certainty, (int, float)) or not 0 <= certainty <= 1:
+        raise ValueError('"certainty" is not a number between 0 and 1')
+    return result | {"certainty": certainty} if "certainty" in record else result
 
 
 def read_preferences(path):
@@ -452,28 +451,28 @@ def read_preferences(path):
     """
     text = read_text(path)
     is_array = text.lstrip().startswith("[")
-    if is_array:
-        try:
-            rows = [(f"{path}: record {i}", row) for i, row in enumerate(json.loads(text), start=1)]
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{path}: starts with [ but is no JSON array ({error})") from None
-    else:
-        rows = [(f"{path}:{i}", line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    records = []
-    for where, row in rows:
-        try:
-            records.append(canonical(row if is_array else json.loads(row)))
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{where}: not JSON ({error.msg}); write one object on each line") from None
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: {error}") from None
+    try:
+        rows = json.loads(text) if is_array else text.split("\n")
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: starts with [ but is no JSON array ({error})") from None
+    records, ignored = [], {}
+    for number, row in enumerate(rows, start=1):
+        if is_array or row.strip():
+            try:
+                record = row if is_array else json.loads(row)
+                records.append(canonical(record))
+                ignored |= dict.fromkeys(key for key in record if key not in USED)
+            except json.JSONDecodeError as error:
+                raise BadInput(
+                    f"{path}:{number}: not JSON ({error.msg}); write one object on each line"
+                ) from None
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"{path}:{' record ' * is_array}{number}: {error}") from None
     if not records:
         raise BadInput(f"{path}: no preferences in it; write one object on each line")
+    if ignored:
+        print(printable(f"{path}: {len(records)} pairs; ignored in them: {', '.join(ignored)}"))
     return records
-
-
-# ----------------------------------------------------------------------------------------------------
-# 4. Batches
 
 
 def encode_pairs(tokenizer, records, context):
@@ -489,23 +488,31 @@ def encode_pairs(tokenizer, records, context):
         chosen, rejected = (tokenizer.encode(record[k]) + [tokenizer.eos] for k in ("chosen", "rejected"))
         chosen, rejected = chosen[: context // 2], rejected[: context // 2]
         prompt = prompt[max(0, len(prompt) + max(len(chosen), len(rejected)) - context) :]
-        if chosen != rejected and prompt:
+        if chosen != rejected:
             pairs.append((prompt, chosen, rejected))
             kept.append(record)
     return pairs, kept
 
 
 def load_pairs(path, tokenizer, context, batch_size):
-    """Read and encode a preference file: the pairs, their records, and how many at the end are held out."""
+    """Read and encode a preference file: the pairs, their records, and how many at the end are held out.
+
+    That is a tenth of them. Whole prompts are held out, those that come last in the file.
+    """
     records = read_preferences(path)
     pairs, kept = encode_pairs(tokenizer, records, context)
-    if len(pairs) < max(20, batch_size):
-        dropped = f"{len(records)}, of which {len(records) - len(pairs)} have equal answers"
-        raise BadInput(f"{path}: too few pairs ({dropped}); give 20 or more, and not fewer than --batch-size")
-    n_val, dropped = min(1024, len(pairs) // 10), len(records) - len(pairs)
-    print(
-        f"{path}: {len(pairs) - n_val} pairs to learn from, {n_val} held out, {dropped} dropped. One of them:"
-    )
+    counts, held_out, n_val = Counter(record["prompt"] for record in kept), set(), 0
+    for record in reversed(kept):
+        if record["prompt"] not in held_out and n_val < min(1024, len(kept) // 10):
+            held_out.add(record["prompt"])
+            n_val += counts[record["prompt"]]
+    n_train, dropped = len(pairs) - n_val, len(records) - len(pairs)
+    if len(pairs) < max(20, batch_size) or not n_train:
+        found = f"{len(records)}, of which {dropped} have equal answers, to {len(counts)} prompts"
+        raise BadInput(f"{path}: too few pairs ({found}); give 20 or more, and not fewer than --batch-size")
+    order = sorted(range(len(pairs)), key=lambda i: kept[i]["prompt"] in held_out)
+    pairs, kept = [pairs[i] for i in order], [kept[i] for i in order]
+    print(f"{path}: {n_train} pairs to learn from, {n_val} held out, {dropped} dropped. One of them:")
     print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}\n".format(**kept[0])))
     return pairs, kept, n_val
 
@@ -519,38 +526,30 @@ def batches(lengths, batch_size, rng, steps=None):
     lengths, result = np.asarray(lengths), []
     while not result or len(result) < (steps or 0):
         order, one_pass = rng.permutation(len(lengths)), []
-        for start in range(0, len(order), 16 * batch_size):
-            window = order[start : start + 16 * batch_size]
+        for first in range(0, len(order), 16 * batch_size):
+            window = order[first : first + 16 * batch_size]
             window = window[np.argsort(lengths[window], kind="stable")]
             one_pass += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
         result += [one_pass[i] for i in rng.permutation(len(one_pass))]
     return result[:steps]
 
 
-def pad_rows(prompts, responses, device="cpu"):
-    """Lists of ids to a right-padded batch.
-
-    Returns tokens (B, T), the mask of response tokens (B, T), and the column where the first response starts.
-    """
-    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses)]
-    width = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    column = torch.arange(width)
-    start, end = (torch.tensor([[len(part)] for part in parts]) for parts in (prompts, rows))
-    return tokens.to(device), ((column >= start) & (column < end)).to(device), min(map(len, prompts))
-
-
-def pad_pairs(pairs, device="cpu"):
-    """`pad_rows` of B pairs (prompt, chosen, rejected) as 2B rows: first all chosen, then all rejected."""
-    prompts, chosen, rejected = zip(*pairs)
-    return pad_rows(prompts * 2, chosen + rejected, device)
+def best_accuracy(records):
+    """The best accuracy that any model can reach on pairs with these certainties; None without them."""
+    if not all("certainty" in record for record in records):
+        return None
+    return float(np.mean([max(r["certainty"], 1 - r["certainty"]) for r in records]))
 
 
 # ----------------------------------------------------------------------------------------------------
-# 5. Files
+# 5. Text files
 
 
-OTHER_FORMATS = {b"PK": "a zip archive", b"PAR1": "a parquet table", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+class BadInput(Exception):
+    """Something that the user gave is wrong. The message is one sentence: where, what, and how to fix it."""
+
+    def __init__(self, message):
+        super().__init__(printable(message.replace("\n", " ")))  # it may quote a file
 
 
 def read_chunks(path, size=2**20):
@@ -559,17 +558,11 @@ def read_chunks(path, size=2**20):
     A piece ends before white space, where words end too, so it is tokenized as it would be in the whole.
     BadInput says in one sentence what is wrong with a file.
     """
-    if Path(path).exists() and not Path(path).is_file():
-        raise BadInput(f"{path}: not a file; a folder or a pipe cannot be read here")
+    number = 0
     try:
-        with open(path, "rb") as file:
-            start = file.read(6)
-        for magic, kind in OTHER_FORMATS.items():
-            if start.startswith(magic):
-                raise BadInput(f"{path}: {kind}, which is not read here; give UTF-8 text, or that with gzip")
-        with gzip.open(path) if start.startswith(b"\x1f\x8b") else open(path, "rb") as file:
-            text, number = "", 0
-            for number, line in enumerate(file, start=1):
+        with open(path, "rb") as raw:
+            text, lines = "", gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            for number, line in enumerate(lines, start=1):
                 text += line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if len(text) >= size:
                     piece = re.sub(r"[^\S\x1c-\x1f]+\Z", "", text)  # GPT-2's white space, as in word_pattern
@@ -577,7 +570,9 @@ def read_chunks(path, size=2**20):
                     text = text[len(piece) :]
             yield text
     except UnicodeDecodeError:
-        raise BadInput(f"{path}:{number}: not UTF-8 text; save it as UTF-8") from None
+        raise BadInput(
+            f"{path}:{number}: not UTF-8 text; give UTF-8, which may be compressed by gzip"
+        ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
@@ -592,16 +587,16 @@ def encode_files(tokenizer, paths, target):
 
     An `<|endoftext|>` in the text, and the end of each file, become EOS.
     """
-    kind = np.dtype(np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32)
+    dtype = np.dtype(np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32)
     texts = (text for path in paths for text in itertools.chain(read_chunks(path), [EOS]))
     with open(target, "wb") as file, tqdm(desc="encoding", unit=" characters", unit_scale=True) as bar:
         for text in texts:
             ids = []
             for i, part in enumerate(text.split(EOS)):
                 ids += [tokenizer.eos] * (i > 0) + tokenizer.encode(part)
-            file.write(np.array(ids, dtype=kind).tobytes())
+            file.write(np.array(ids, dtype=dtype).tobytes())
             bar.update(len(text))
-    return np.memmap(target, dtype=kind, mode="r")
+    return np.memmap(target, dtype=dtype, mode="r")
 
 
 def write_files(directory, files):
@@ -610,22 +605,22 @@ def write_files(directory, files):
     So a reader never sees half a file, and a full disk leaves what was there before. Of several files the
     last one is away while the others change: a kill cannot leave a set that looks whole and is mixed.
     """
-    written = [Path(directory, name) for name, content in files.items() if content is not None]
+    paths = [Path(directory, name) for name, content in files.items() if content is not None]
     try:
-        for path in written:
+        for path in paths:
             with open(f"{path}.tmp", "wb") as file:
                 file.write(files[path.name])
                 file.flush()
                 os.fsync(file.fileno())  # on the disk before it gets its name
-        for path in {Path(directory, name) for name in files}.difference(written):
+        for path in {Path(directory, name) for name in files}.difference(paths):
             if path.exists():
                 os.replace(path, f"{path}.old")
-        if len(written) > 1:
-            written[-1].unlink(missing_ok=True)
-        for path in written:
+        if len(paths) > 1:
+            paths[-1].unlink(missing_ok=True)
+        for path in paths:
             os.replace(f"{path}.tmp", path)
     finally:
-        for path in written:
+        for path in paths:
             Path(f"{path}.tmp").unlink(missing_ok=True)
 
 
@@ -642,25 +637,10 @@ def printable(text):
 
 
 def main():
-    print("What people write. In brackets: who wrote the summary, and how surprising it all is, in nats.\n")
-    for document in documents(6, seed=5):
-        print(f"{document.prompt}{document.response}    [{document.writer}; {-document.log_prob:.1f}]\n")
-    post = documents(1, seed=5, kind="POST")[0].prompt
-    name, verb, thing, place = facts(post)
-    answers = [
-        f" {name} {verb} my {thing} {place}.",
-        f" {name} {verb} my {thing} {place}. I need more tea.",
-        f" {name} {verb} my {thing}.",
-        f" Alma {verb} my {thing} {place}.",
-        f" {name} {verb} my soup {place}.",
-        " I need more tea.",
-    ]
-    print(f"Answers to one post, and what the judge thinks of each:\n\n{post}")
-    for answer in answers:
-        print(f"{judge(post, answer):6.1f}  {answer}")
-    print("\nWhat volunteers choose when they see two of them:\n")
-    for a, b in zip(answers, answers[1:]):
-        print(f"{preference(post, a, b):6.0%}  {a}\n{preference(post, b, a):6.0%}  {b}\n")
+    print("What people write. In brackets: the kind of answer, its points, and its surprise in nats.\n")
+    for prompt, response, _, log_prob in documents(8, seed=5):
+        points, best = f"{judge(prompt, response):.1f}", f"{BEST:g}"
+        print(f"{prompt}{response}  [{kind_of(prompt, response)}; {points} of {best}; {-log_prob:.1f}]\n")
 
 
 if __name__ == "__main__":

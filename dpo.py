@@ -15,7 +15,7 @@ Rafailov et al. 2023, "Your Language Model is Secretly a Reward Model", arXiv 23
    what is left is a loss that is ordinary classification:
        loss = −log σ(β log(π(y_w|x) / π_ref(y_w|x)) − β log(π(y_l|x) / π_ref(y_l|x)))          (eq. 7)
 
-The first run samples two answers to each post from the pretrained model and asks the volunteers which
+The first run samples two answers to each prompt from the pretrained model and asks the volunteers which
 one they like better. The pairs are kept in `runs/pretrain/preferences.jsonl`: open it and look.
 
     python dpo.py
@@ -37,8 +37,8 @@ import torch
 import torch.nn.functional as F
 
 from data import Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
-from model import Run, add_common_options, average_gradients, load_model, make_optimizers, make_parser, number
-from model import own_pairs, run_script, save_model, set_lr, set_up, shard, token_log_probs
+from model import Run, add_common_options, load_model, make_optimizers, make_parser, number, own_pairs, refuse
+from model import run_script, save_model, set_lr, set_up, shard, token_log_probs, update
 
 parser = make_parser("dpo.py", "Align a pretrained model by Direct Preference Optimisation.")
 option = parser.add_argument
@@ -54,21 +54,21 @@ option("--lr", type=number(float, 1e-9), default=1.4e-3, help="peak learning rat
 add_common_options(parser)
 
 
-def dpo_loss(chosen, rejected, beta, kind="dpo"):
+def dpo_loss(chosen, rejected, beta, loss="dpo"):
     """The loss of each pair (B,), from its two log-ratios log π(y|x) − log π_ref(y|x), (B,) each.
 
     A log-ratio is summed over the answer's tokens, EOS included. The gradient of "dpo" with respect to
     `chosen` is −β σ(β rejected − β chosen): pairs that the policy ranks wrong weigh most.
     """
     h = chosen - rejected
-    match kind:
+    match loss:
         case "dpo":  # Rafailov et al. 2023, eq. 7
             return -F.logsigmoid(beta * h)
         case "ipo":  # Azar et al. 2023 (arXiv 2310.12036), eq. 17: aim at a margin, do not chase infinity
             return (h - 1 / (2 * beta)) ** 2
         case "cdpo":  # Mitchell 2023: 10% of the labels are assumed flipped
             return -0.9 * F.logsigmoid(beta * h) - 0.1 * F.logsigmoid(-beta * h)
-        case "hinge":  # Zhao et al. 2023 (SLiC, arXiv 2305.10425): done once the margin is 1
+        case "hinge":  # Liu et al. 2023 (RSO, arXiv 2309.06657): done once the margin is 1
             return F.relu(1 - beta * h)
         case "sft":  # fine-tuning on the chosen answers (Preferred-FT in the paper, section 6)
             return -chosen
@@ -81,75 +81,74 @@ def pair_log_probs(model, pairs, device):
 
 
 def main(args):
-    device = set_up(args)
-    rng = np.random.default_rng(args.seed)
+    with set_up(args) as device:
+        refuse(parser, args, ["pairs"] if args.data else [], "beside --data")
+        refuse(parser, args, ["beta"] if args.loss == "sft" else [], "on --loss sft")
 
-    # The policy starts as a copy of the reference.
-    tokenizer = Tokenizer.load(args.init)
-    policy = load_model(args.init).to(device)
+        # The policy starts as a copy of the reference.
+        tokenizer = Tokenizer.load(args.init)
+        policy = load_model(args.init).to(device)
 
-    # Pairs of answers to the same prompt, the last ones held out.
-    data = args.data or own_pairs(args, policy, tokenizer)
-    pairs, records, n_val = load_pairs(data, tokenizer, policy.config.n_positions, args.batch_size)
-    train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
-    lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
+        # Pairs of answers to the same prompt, the last ones held out.
+        path = args.data or own_pairs(args, policy, tokenizer)
+        pairs, records, n_val = load_pairs(path, tokenizer, policy.config.n_positions, args.batch_size)
+        train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
+        lengths = np.array([sum(map(len, pair)) for pair in pairs])
 
-    # The reference never changes, so its log-probabilities are computed once, before the policy moves.
-    reference = torch.zeros(len(pairs), 2, device=device)
-    with torch.no_grad():
-        for rows in batches(lengths, args.batch_size, rng):
-            reference[rows] = pair_log_probs(policy, [pairs[i] for i in rows], device)
+        # The reference never changes, so its log-probabilities are computed once, before the policy moves.
+        reference = torch.zeros(len(pairs), 2, device=device)
+        with torch.no_grad():
+            for rows in np.array_split(lengths.argsort(), math.ceil(len(pairs) / args.batch_size)):
+                reference[rows] = pair_log_probs(policy, [pairs[i] for i in rows], device)
 
-    def log_ratios(rows):
-        """log π(y|x) − log π_ref(y|x) of chosen and rejected answers, (B,) each."""
-        return (pair_log_probs(policy, [pairs[i] for i in rows], device) - reference[rows]).unbind(1)
+        def log_ratios(rows):
+            """log π(y|x) − log π_ref(y|x) of chosen and rejected answers, (B,) each."""
+            return (pair_log_probs(policy, [pairs[i] for i in rows], device) - reference[rows]).unbind(1)
 
-    @torch.no_grad()
-    def evaluate():
-        parts = np.split(val, range(args.batch_size, n_val, args.batch_size))
-        chosen, rejected = torch.cat([torch.stack(log_ratios(rows)) for rows in parts], dim=1)
-        margin = args.beta * (chosen - rejected)
-        return {
-            "val_loss": dpo_loss(chosen, rejected, args.beta, args.loss).mean().item(),
-            "val_accuracy": (margin > 0).float().mean().item(),
-            "margin": margin.mean().item(),
-            "chosen": args.beta * chosen.mean().item(),
-            "rejected": args.beta * rejected.mean().item(),
-        }
+        @torch.no_grad()
+        def evaluate():
+            parts = np.split(val, range(args.batch_size, n_val, args.batch_size))
+            chosen, rejected = torch.cat([torch.stack(log_ratios(rows)) for rows in parts], dim=1)
+            margin = args.beta * (chosen - rejected)
+            return {
+                "val_loss": dpo_loss(chosen, rejected, args.beta, args.loss).mean().item(),
+                "val_accuracy": (margin > 0).float().mean().item(),
+                "margin": margin.mean().item(),
+                "chosen": args.beta * chosen.mean().item(),
+                "rejected": args.beta * rejected.mean().item(),
+            }
 
-    steps = args.steps or math.ceil(len(train) / args.batch_size)
-    order = batches(lengths[: len(train)], args.batch_size, rng, steps)
-    if args.compile:
-        policy.transformer.compile(dynamic=True)
-    optimizers = make_optimizers(policy, args.lr)
-    run = Run(args, "dpo", steps, pairs, [policy], optimizers)
-    for step in run:
-        rows = shard(order[step])
-        chosen, rejected = log_ratios(rows)
-        loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
-        if step == 0 and args.loss == "dpo":  # policy and reference are still the same
-            assert abs(loss.item() - math.log(2)) < (1e-3 if args.dtype == "float32" else 0.1), loss.item()
-        set_lr(optimizers, step, steps, warmup=10)
-        loss.backward()
-        loss = average_gradients(policy.parameters(), loss, weight=len(rows))
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        steps = args.steps or math.ceil(len(train) / args.batch_size)
+        order = batches(lengths[train], args.batch_size, np.random.default_rng(args.seed), steps)
+        if args.compile:
+            policy.transformer.compile(dynamic=True)
+        optimizers = make_optimizers(policy, args.lr)
+        run = Run(args, "dpo", steps, pairs, [policy], optimizers)
+        for step in run:
+            rows = shard(order[step])
+            chosen, rejected = log_ratios(rows)
+            loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
+            if step == 0 and args.loss == "dpo":  # policy and reference are still the same
+                assert abs(loss.item() - math.log(2)) < (1e-3 if args.dtype == "float32" else 0.1), (
+                    loss.item()
+                )
+            set_lr(optimizers, step, steps, warmup=10)
+            loss.backward()
+            update([policy], optimizers, weight=len(rows))
 
-        if step % 50 == 49 or step == steps - 1:
-            metrics = evaluate()
-            run.log(loss=loss.item(), **metrics)
-        elif step % 10 == 9:
-            run.log(loss=loss.item())
+            if step % 50 == 49 or step == steps - 1:
+                metrics = evaluate()
+                run.log(weight=len(rows), loss=loss.item(), **metrics)
+            elif step % 10 == 9:
+                run.log(weight=len(rows), loss=loss.item())
 
-    save_model(policy, tokenizer, args.out)
-    best = best_accuracy(records[-n_val:])
-    run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
-    print(f"held-out pairs: loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.3f}", end="")
-    if best:
-        print(f"; on average no model can be right more often than {best:.3f}", end="")
-    print(f"\nsaved to {args.out}")
+        policy.beta = args.beta
+        save_model(policy, tokenizer, args.out)
+        best = best_accuracy(records[-n_val:])
+        run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
+        print("held-out pairs: loss {val_loss:.4f}, accuracy {val_accuracy:.3f}".format(**metrics), end="")
+        print(f"; on average no model can be right more often than {best:.3f}" if best else "")
+        print(f"saved to {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,26 @@
-"""Everything that knows token ids: GPT-2, sampling, log-probabilities, optimizers, checkpoints, runs.
+"""Everything that knows token ids: GPT-2, log-probabilities, sampling, optimizers, checkpoints, runs.
 
 1. The model: GPT-2 (Radford et al. 2019), and the same network with a scalar head.
 2. Log-probabilities of given tokens, and sampling of new ones with a key-value cache.
+   A first reading ends here. For when you need it:
 3. Optimizers: Muon for the matrices, AdamW for the rest.
-4. Checkpoints: a directory that is a Hugging Face GPT-2 directory.
+4. Checkpoints: a directory that is a Hugging Face GPT-2 directory. Texts in, texts out.
 5. Around every run: options, devices, several processes, and `Run`: progress, metrics, resuming.
 
 Shapes: B rows of a batch, T tokens of a row, C channels (`n_embd`), V vocabulary, H heads, D = C / H.
 """
 
 import argparse
-import hashlib
+import contextlib
 import io
 import json
 import math
 import os
-import signal
 import struct
 import sys
 import time
-from dataclasses import dataclass
+import zlib
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -27,7 +28,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data import MAX_ANSWER_TOKENS, BadInput, ask_volunteers, documents, write_files, write_records
+import data
+from data import MAX_ANSWER_TOKENS, BadInput, write_files, write_records
 
 # ----------------------------------------------------------------------------------------------------
 # 1. The model
@@ -35,7 +37,7 @@ from data import MAX_ANSWER_TOKENS, BadInput, ask_volunteers, documents, write_f
 
 @dataclass
 class Config:
-    """Sizes of a GPT-2, under the names that Hugging Face's `config.json` has for them."""
+    """Sizes of a GPT-2, under Hugging Face's names. A field that you add is saved and read, too."""
 
     vocab_size: int
     n_positions: int = 128  # the context: the longest text it can read, in tokens
@@ -45,9 +47,7 @@ class Config:
     activation_function: str = "gelu"  # GPT-2 itself has "gelu_new", an approximation that takes longer here
 
     def __post_init__(self):
-        if min(self.vocab_size, self.n_positions, self.n_embd, self.n_layer, self.n_head) < 1:
-            raise BadInput("one of the sizes is below 1")
-        if self.n_embd % self.n_head:
+        if self.n_head < 1 or self.n_embd % self.n_head:
             raise BadInput(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if self.activation_function not in ("gelu", "gelu_new"):
             raise BadInput(f"activation_function is {self.activation_function!r}, not 'gelu' or 'gelu_new'")
@@ -62,16 +62,17 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, past=None):
+    def forward(self, x, cache=None, layer=None):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
-        if past is not None:
-            k, v = past.append(k, v)  # (B, H, S, D): of all S tokens so far, these T included
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, H, S, D): of all S tokens so far, these T included
         S = k.shape[2]
-        # Query t is token S − T + t. All of them attend to everything before: one needs no mask.
+        # Query t is token S − T + t and may look at all keys up to there: a mask (T, S), unless T is 1 or S.
         mask = None if T in (1, S) else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S)
+        # softmax(Q Kᵀ / √D) V: weights (B, H, T, S), where the mask is false 0, times values (B, H, S, D).
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S)  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -94,17 +95,16 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, past=None):
-        x = x + self.attn(self.ln_1(x), past)
+    def forward(self, x, cache=None, layer=None):
+        x = x + self.attn(self.ln_1(x), cache, layer)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
     """Token ids (B, T) to hidden states (B, T, C)."""
 
-    def __init__(self, config):
+    def __init__(self, config, generator=None):
         super().__init__()
-        self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -112,55 +112,51 @@ class Transformer(nn.Module):
         # GPT-2's initialization: N(0, 0.02), and what is added to the residual stream smaller with depth.
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "c_proj" in name else 0.02)
+                std = 0.02 / math.sqrt(2 * config.n_layer) if "c_proj" in name else 0.02
+                nn.init.normal_(p, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
     def forward(self, tokens, cache=None):
         """With a `Cache`, `tokens` go on where the cached ones end, and are added to them."""
-        start = cache.length if cache else 0
-        x = self.wte(tokens) + self.wpe.weight[start : start + tokens.shape[1]]
-        for i, block in enumerate(self.h):
-            x = block(x, cache and cache.layers[i])
+        past = cache.length if cache else 0
+        x = self.wte(tokens) + self.wpe.weight[past : past + tokens.shape[1]]
+        for layer, block in enumerate(self.h):
+            x = block(x, cache, layer)
         return self.ln_f(x)
 
 
-class LayerCache:
-    """One layer's keys and values of all S tokens so far: with them a new token costs one position, not S."""
-
-    kv = None  # (2, B, H, S, D) once there are any
-
-    def append(self, k, v):
-        new = torch.stack([k, v])
-        self.kv = new if self.kv is None else torch.cat([self.kv, new], dim=3)
-        return self.kv
-
-
 class Cache:
-    """The `LayerCache` of every layer, for `Transformer.forward`."""
+    """Keys and values of all S tokens so far, layer by layer: a new token then costs one position, not S."""
 
     def __init__(self, config):
-        self.layers = [LayerCache() for _ in range(config.n_layer)]
+        self.layers = [None] * config.n_layer  # each (2, B, H, S, D) once there are any
 
     @property
     def length(self):
-        return 0 if self.layers[0].kv is None else self.layers[0].kv.shape[3]
+        return 0 if self.layers[0] is None else self.layers[0].shape[3]
+
+    def append(self, layer, k, v):
+        """Add keys and values (B, H, T, D) of T new tokens; returns all, (2, B, H, S, D)."""
+        old, new = self.layers[layer], torch.stack([k, v])
+        self.layers[layer] = new if old is None else torch.cat([old, new], dim=3)
+        return self.layers[layer]
 
     def take(self, rows):
         """Keep these rows (N,), in this order; a row may be taken more than once."""
-        for layer in self.layers:
-            layer.kv = layer.kv[:, rows]
+        self.layers = [kv[:, rows] for kv in self.layers]
 
 
 class GPT(nn.Module):
     """The language model: hidden states times the token embeddings give the next token's logits."""
 
     architecture = "GPT2LMHeadModel"
+    beta = None  # of an aligned one: β log(π / π_ref) is its implicit reward
 
-    def __init__(self, config):
+    def __init__(self, config, generator=None):
         super().__init__()
         self.config = config
-        self.transformer = Transformer(config)
+        self.transformer = Transformer(config, generator)
 
     @property
     def device(self):
@@ -182,10 +178,10 @@ class ScalarGPT(GPT):
 
     architecture = "GPT2ForSequenceClassification"
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, generator=None):
+        super().__init__(config, generator)
         self.score = nn.Linear(config.n_embd, 1, bias=False)
-        nn.init.normal_(self.score.weight, std=1 / math.sqrt(config.n_embd + 1))  # Stiennon et al. 2020
+        nn.init.normal_(self.score.weight, std=1 / math.sqrt(config.n_embd + 1), generator=generator)
 
     def head(self, hidden):
         return self.score(hidden).squeeze(-1)
@@ -201,20 +197,20 @@ class ScalarGPT(GPT):
 # 2. Log-probabilities and sampling
 #
 # Prompts and answers share rows of tokens (B, T), and a mask (B, T) is true at the answers' tokens. No answer
-# begins before column `start`, so nothing need be computed for the columns that only hold prompts.
+# begins before column `start`, so the head, whose V columns cost most, is only asked from start − 1 on.
 
 
 def answer_states(model, tokens, start, copies=1):
     """Hidden states (B, T − start + 1, C) of the columns start − 1, …, T − 1.
 
-    `copies`: the first `start` columns say the same B / copies beginnings again and again. So it is with two
-    answers to each prompt, `data.pad_pairs`. Read once, they make a step of DPO 1.7 times as quick.
+    `copies`: the first `start` columns say the same B / copies beginnings again and again, as they do for two
+    answers to each prompt (`data.pad_pairs`). Read once, they make a step of DPO 1.7 times as quick.
     """
     if copies == 1:
         return model.transformer(tokens)[:, start - 1 :]
-    rows, cache = torch.arange(len(tokens) // copies, device=tokens.device), Cache(model.config)
-    first = model.transformer(tokens[rows, :start], cache)[:, -1:]
-    cache.take(rows.repeat(copies))
+    cache = Cache(model.config)
+    first = model.transformer(tokens[: len(tokens) // copies, :start], cache)[:, -1:]
+    cache.take(torch.arange(len(first), device=tokens.device).repeat(copies))
     return torch.cat([first.repeat(copies, 1, 1), model.transformer(tokens[:, start:], cache)], dim=1)
 
 
@@ -222,11 +218,15 @@ def token_log_probs(model, tokens, mask, start=1, copies=1):
     """log π(token t | tokens before t) at t, where `mask` is true, and 0 elsewhere.
 
     tokens, mask and the result are all (B, T), so the same mask selects a token and its log-probability.
-    For `start`, which is at least 1, and `copies` see above.
     """
     logits = model.head(answer_states(model, tokens, start, copies)[:, :-1]).float()  # (B, T − start, V)
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten(), reduction="none")
     return F.pad(-losses.view(len(tokens), -1), (start, 0)) * mask
+
+
+def last_index(mask):
+    """The last position under the mask (B, T) in each row: (B, 1)."""
+    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)
 
 
 def final_scores(model, tokens, mask, start=1, copies=1):
@@ -241,34 +241,6 @@ def token_values(model, tokens, mask, start=1):
     return F.pad(values, (start, 0)) * mask
 
 
-def last_index(mask):
-    """The last position under the mask (B, T) in each row: (B, 1)."""
-    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)
-
-
-def filter_logits(logits, top_k, top_p):
-    """Keep the `top_k` likeliest tokens (0: all), and of those the fewest with mass `top_p` (1: all)."""
-    if top_k:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    if top_p < 1:
-        ordered, index = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of all likelier tokens
-        before[:, 0] = -1  # the likeliest token always stays
-        logits = logits.masked_fill((before >= top_p).scatter(1, index, before >= top_p), -math.inf)
-    return logits
-
-
-def draw(log_probs, generator=None):
-    """One token a row (B,) from log-probabilities (B, V): where a uniform number falls among the sums.
-
-    It is what `torch.multinomial` does; on two cores all of sampling takes a third less time this way.
-    """
-    cumulative = log_probs.exp().cumsum(-1)
-    u = 1 - torch.rand(len(log_probs), 1, generator=generator, device=log_probs.device)  # never 0
-    return torch.searchsorted(cumulative, u * cumulative[:, -1:]).squeeze(1).clamp(max=log_probs.shape[1] - 1)
-
-
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """Continue B prompts (lists of ids, none empty) of unequal lengths until EOS or `max_new_tokens`.
@@ -277,54 +249,52 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     new tokens, EOS included; their log-probabilities under the distribution that they were drawn from.
 
     All rows walk through the same columns. A row that is still inside its prompt is given the prompt's next
-    token instead of a drawn one, so one cache serves all rows.
+    token instead of a drawn one, so one cache serves all rows. Two things save time: rows that begin alike,
+    such as two answers to one prompt, share the reading of that beginning, and rows that ended are dropped.
     """
-    device, start, longest = model.device, min(map(len, prompts)), max(map(len, prompts))
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+    start, longest = min(map(len, prompts)), max(map(len, prompts))
     T = min(longest + max_new_tokens, model.config.n_positions)
     if longest >= T:
         raise BadInput(f"a prompt of {longest} tokens leaves no room in a context of {T}")
-    tokens = torch.tensor([[*prompt, *[0] * (T - len(prompt))] for prompt in prompts], device=device)
-    mask, log_probs = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros(tokens.shape, device=device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    rows = torch.arange(len(prompts), device=device)  # those that are still computed …
+    tokens = torch.tensor([[*prompt, *[0] * (T - len(prompt))] for prompt in prompts], device=model.device)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    log_probs = torch.zeros(tokens.shape, device=model.device)
+    rows = torch.arange(len(prompts), device=model.device)  # those that are still computed …
     ended = torch.zeros_like(mask[:, 0])  # … and which of them have ended
-    # Rows that begin alike, such as two answers to one prompt, share the reading of that beginning.
-    beginnings, of = tokens[:, :start].unique(dim=0, return_inverse=True)
     cache = Cache(model.config)
-    hidden = model.transformer(beginnings, cache)[of, -1]
+    beginnings, of = tokens[:, :start].unique(dim=0, return_inverse=True)
+    hidden = model.transformer(beginnings, cache)[of]
     cache.take(of)
     for t in range(start, T):
-        logits = model.head(hidden).float() / max(temperature, 1e-3)
-        distribution = filter_logits(logits, top_k, top_p).log_softmax(-1)
-        token = draw(distribution, generator) if temperature >= 1e-3 else distribution.argmax(-1)
+        if t > start:
+            hidden = model.transformer(tokens[rows, t - 1 : t], cache)
+        logits = model.head(hidden[:, -1]).float() / max(temperature, 1e-3)
+        if top_k or top_p < 1:
+            logits = filter_logits(logits, top_k, top_p)
+        distribution = logits.log_softmax(-1)
+        if temperature < 1e-3:
+            token = distribution.argmax(-1)
+        else:  # where p / e is largest, with each e from Exp(1): a draw from p
+            e = torch.empty_like(distribution).exponential_(generator=generator)
+            token = (distribution.exp() / e).argmax(-1)
         new = ~ended & (t >= lengths[rows])
-        tokens[rows, t] = torch.where(new, token, tokens[rows, t])
-        log_probs[rows, t] = torch.where(new, distribution.gather(1, token[:, None]).squeeze(1), 0.0)
         mask[rows, t] = new
+        tokens[rows, t] = torch.where(new, token, tokens[rows, t])
+        log_probs[rows, t] = distribution.gather(1, token[:, None]).squeeze(1) * new
         ended |= (new & (token == eos)) | (t + 1 >= lengths[rows] + max_new_tokens)
         if t % 4 == 3:  # not after each token, since looking at a result makes a GPU wait
             if ended.all():
                 break
-            if ended.float().mean() > 0.5:  # drop the rows that have ended
+            if ended.float().mean() > 0.5:
                 cache.take(~ended)
                 rows, ended = rows[~ended], ended[~ended]
-        hidden = model.transformer(tokens[rows, t : t + 1], cache)[:, -1]
     end = mask.any(0).nonzero().max() + 1
     return tokens[:, :end], mask[:, :end], log_probs[:, :end]
 
 
-def sample_texts(model, tokenizer, prompts, max_new_tokens=MAX_ANSWER_TOKENS, batch_size=256, **how):
-    """`generate` for any number of prompts, neighbours in length together. Texts in, texts out."""
-    encoded = [tokenizer.encode(prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    responses = [None] * len(prompts)
-    for begin in range(0, len(order), batch_size):
-        some = order[begin : begin + batch_size]
-        tokens, mask, _ = generate(model, [encoded[i] for i in some], max_new_tokens, tokenizer.eos, **how)
-        for i, row, new in zip(some, tokens, mask):
-            responses[i] = tokenizer.decode(row[new])
-    return responses
-
+# ----------------------------------------------------------------------------------------------------
+# The first reading ends here, and goes on in the script of your choice.
 
 # ----------------------------------------------------------------------------------------------------
 # 3. Optimizers
@@ -337,9 +307,9 @@ def make_optimizers(model, lr):
     momentum of a matrix's gradient and keeps its directions but evens out their sizes, so rare directions
     are learned as fast as common ones. AdamW has embeddings, norms, biases and head, at half of Muon's rate.
     """
-    inside = lambda name, p: ".h." in name and p.dim() == 2
-    matrices = [p for name, p in model.named_parameters() if inside(name, p)]
-    others = [p for name, p in model.named_parameters() if not inside(name, p)]
+    matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
+    inside = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in inside]
     muon = torch.optim.Muon(matrices, lr, weight_decay=0.0)
     adamw = torch.optim.AdamW(others, lr / 2, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for optimizer in (muon, adamw):
@@ -356,12 +326,64 @@ def set_lr(optimizers, step, steps, warmup, final=0.0):
             group["lr"] = group["initial_lr"] * min((step + 1) / warmup, decay)
 
 
+def update(models, optimizers, weight):
+    """One step along the gradients, averaged over all processes and clipped to norm 1."""
+    for model in models:
+        for p in model.parameters():
+            p.grad = process_mean(p.grad, weight)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 # ----------------------------------------------------------------------------------------------------
-# 4. Checkpoints: config.json and model.safetensors, as Hugging Face writes them for GPT-2
+# 4. Texts, and checkpoints: config.json and model.safetensors, as Hugging Face writes them for GPT-2
+
+
+def filter_logits(logits, top_k, top_p):
+    """Keep the `top_k` likeliest tokens (0: all), and of those the fewest with mass `top_p` (1: all)."""
+    ordered, index = logits.sort(descending=True)
+    if top_k:
+        ordered[:, top_k:] = -math.inf
+    if top_p < 1:
+        p = ordered.softmax(-1)
+        before = p.cumsum(-1) - p  # the mass of all likelier tokens
+        ordered[:, 1:].masked_fill_(before[:, 1:] >= top_p, -math.inf)  # the likeliest one always stays
+    return logits.scatter(1, index, ordered)
+
+
+def sample_texts(model, tokenizer, prompts, max_new_tokens=MAX_ANSWER_TOKENS, batch_size=256, **how):
+    """`generate` for any number of prompts, neighbours in length together. Texts in, texts out."""
+    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    responses = [None] * len(prompts)
+    for begin in range(0, len(order), batch_size):
+        some = order[begin : begin + batch_size]
+        tokens, mask, _ = generate(model, [encoded[i] for i in some], max_new_tokens, tokenizer.eos, **how)
+        for i, row, new in zip(some, tokens, mask):
+            responses[i] = tokenizer.decode(row[new])
+    return responses
+
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
 # GPT-2's files keep these matrices as (in, out); nn.Linear keeps (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+FIXED = {  # keys of config.json that change what the network computes, and what they must say
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+
+
+def model_type(model):
+    """ "gpt2", unless the network has other weights than GPT-2, or its `Config` other fields."""
+    c, n = model.config, sum(p.numel() for p in model.transformer.parameters())
+    C = c.n_embd
+    gpt2 = (c.vocab_size + c.n_positions + 2) * C + c.n_layer * (12 * C + 13) * C
+    return "gpt2" if n == gpt2 and len(fields(c)) == 6 else "changed-gpt2"
 
 
 def safetensors_bytes(tensors):
@@ -391,10 +413,10 @@ def read_safetensors(path):
         header, body, tensors, expected = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}, 0
         header.pop("__metadata__", None)
         for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            (start, end), dtype, shape = info["data_offsets"], DTYPES[info["dtype"]], info["shape"]
-            if start != expected or end != start + math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name}: bytes {start} to {end} are not {shape} numbers")
-            tensors[name] = torch.frombuffer(bytearray(body[start:end]), dtype=dtype).reshape(shape).float()
+            (begin, end), dtype, shape = info["data_offsets"], DTYPES[info["dtype"]], info["shape"]
+            if begin != expected or end != begin + math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name}: bytes {begin} to {end} are not {shape} numbers")
+            tensors[name] = torch.frombuffer(bytearray(body[begin:end]), dtype=dtype).reshape(shape).float()
             expected = end
         if expected != len(body):
             raise ValueError(f"{len(body)} bytes of numbers where the header names {expected}")
@@ -407,65 +429,75 @@ def save_model(model, tokenizer, directory):
     """Write model and tokenizer so that `load_model`, `Tokenizer.load` and `transformers` can open them."""
     state = model.state_dict()
     tensors = {name: tensor.T if name.endswith(TRANSPOSED) else tensor for name, tensor in state.items()}
-    config = vars(model.config) | {"architectures": [model.architecture], "model_type": "gpt2"}
-    config |= {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
-    config |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config |= {f"{name}_token_id": tokenizer.eos for name in ("bos", "eos")} | {"pad_token_id": tokenizer.pad}
-    if isinstance(model, ScalarGPT):
-        config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}  # that is, num_labels=1
-    files = {"preferences.jsonl": None}  # pairs of the model that was here before
-    files |= tokenizer.files() | {"model.safetensors": safetensors_bytes(tensors)}
-    files |= {"config.json": json.dumps(config, indent=2).encode()}  # the last: no checkpoint without it
+    config = {
+        **asdict(model.config),
+        **FIXED,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos),
+        "pad_token_id": tokenizer.pad,
+        "id2label": {"0": "score"},  # one label, for a reward model
+        "architectures": [model.architecture],
+        "model_type": model_type(model),
+        "beta": model.beta,
+    }
+    files = {
+        "preferences.jsonl": None,  # put aside: pairs of the model that was here before
+        **tokenizer.files(),
+        "model.safetensors": safetensors_bytes(tensors),
+        "config.json": json.dumps(config, indent=2).encode(),  # the last: no checkpoint without it
+    }
     if RANK == 0:
         write_files(directory, files)
 
 
-def load_model(directory, kind=GPT, new_head=False):
-    """Open a GPT-2 directory as `GPT` or `ScalarGPT`, in float32.
+def load_model(directory, network=GPT, new_head=None):
+    """Open a GPT-2 directory as `GPT` or `ScalarGPT`, or as what it is (None), in float32.
 
-    With `new_head` a language model can be opened as a `ScalarGPT`: its head is then random.
+    With `new_head`, a generator, a `ScalarGPT` gets a random head, whether or not it had one.
     """
     path = Path(directory, "config.json")
     if not path.exists():
         raise BadInput(
-            f"{directory}: no checkpoint there (config.json is missing); run pretrain.py first, or --resume?"
+            f"{directory}: no checkpoint there (config.json is missing); run pretrain.py, or --resume?"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-        config = Config(*(int(found[name]) for name in names), found.get("activation_function", "gelu_new"))
-        expected = {
-            "model_type": ["gpt2"],
-            "layer_norm_epsilon": [1e-5],
-            "n_inner": [None, 4 * config.n_embd],
-        }
-        expected |= {"scale_attn_weights": [True], "tie_word_embeddings": [True]}
-        for name, values in expected.items():
-            if found.get(name, values[0]) not in values:
-                raise ValueError(f"{name} is {found[name]!r}, not {values[0]!r}")
-    except Exception as error:  # not JSON, not an object, a name that is missing, a size that is none, …
+        found = {"activation_function": "gelu_new"} | json.loads(path.read_text(encoding="utf-8-sig"))
+        for field in fields(Config):
+            if not isinstance(found[field.name], field.type):
+                raise ValueError(f"{field.name} is {found[field.name]!r}")
+        config = Config(**{field.name: found[field.name] for field in fields(Config)})
+        for name, value in (FIXED | {"n_inner": 4 * config.n_embd}).items():
+            if found.get(name) not in (None, value):
+                raise ValueError(f"{name} is {found[name]!r}, not {value!r}")
+    except Exception as error:  # not JSON, not an object, a size that is missing, …
         raise BadInput(f"{path}: not a GPT-2 configuration ({error!r})") from None
     tensors = {}
     for name, tensor in read_safetensors(Path(directory, "model.safetensors")).items():
         name = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks; the tied head
-            tensors[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
-    weights = sum(tensor.numel() for tensor in tensors.values())
-    C, asked = config.n_embd, config.vocab_size + config.n_positions + 12 * config.n_layer * config.n_embd
-    if C * asked > weights:  # before any memory is asked for
-        raise BadInput(f"{directory}: config.json describes a larger model than model.safetensors holds")
-    if kind is GPT and "score.weight" in tensors:
+            tensors[name] = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
+    has_head = "score.weight" in tensors
+    network = network or (ScalarGPT if has_head else GPT)
+    if network is GPT and has_head:
         raise BadInput(f"{directory}: a reward model, not a language model; give what pretrain.py saved")
-    if kind is ScalarGPT and "score.weight" not in tensors and not new_head:
+    if network is ScalarGPT and not has_head and not new_head:
         raise BadInput(f"{directory}: a language model, not a reward model; run reward.py first?")
-    model = kind(config)
     if new_head:
-        tensors["score.weight"] = model.score.weight.data
+        tensors["score.weight"] = ScalarGPT(Config(1, 1, config.n_embd, 0, 1), new_head).score.weight.data
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
+        if f"transformer.h.{config.n_layer - 1}.ln_1.weight" not in tensors:
+            raise ValueError(f"there are no {config.n_layer} layers")
+        with torch.device("meta"):  # takes no memory
+            model = network(config)
+        model.load_state_dict(tensors, assign=True)
+    except Exception as error:
         what = " ".join(str(error).split())
         raise BadInput(f"{directory}: the weights do not fit config.json: {what}") from None
+    if found.get("model_type", "gpt2") != model_type(model):
+        raise BadInput(
+            f"{path}: the network is {found['model_type']!r}, and model.py's is {model_type(model)!r}"
+        )
+    model.beta = found.get("beta")
     return model
 
 
@@ -473,16 +505,20 @@ def load_model(directory, kind=GPT, new_head=False):
 # 5. Around every run
 
 
-def number(kind, low, high=2**31):
+def seeded(*seed, device="cpu"):
+    """Random numbers for one purpose, from its name and numbers. Who draws them disturbs no other purpose."""
+    return torch.Generator(device).manual_seed(zlib.crc32(repr(seed).encode()))
+
+
+def number(of, low, high=2**31):
     """An argparse type: an int or a float from `low` to `high`."""
 
     def parse(text):
-        value = kind(text)
-        if not low <= value <= high:  # as is NaN
+        if not low <= of(text) <= high:  # as is NaN
             raise argparse.ArgumentTypeError(f"{text} is not a number from {low} to {high}")
-        return value
+        return of(text)
 
-    parse.__name__ = kind.__name__
+    parse.__name__ = of.__name__
     return parse
 
 
@@ -501,8 +537,21 @@ def add_common_options(parser):
     parser.add_argument("--resume", action="store_true", help="go on where the same command was stopped")
 
 
+def refuse(parser, args, names, because):
+    """Refuse options that have no effect: those of `names` that are not at their default."""
+    for name in names:
+        if getattr(args, name) != parser.get_default(name):
+            raise BadInput(f"--{name.replace('_', '-')} has no effect {because}; leave it out")
+
+
+# Several processes, started by torchrun: each holds all networks and computes its share of every batch, and
+# the gradients are averaged. The first one alone prints and writes.
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextlib.contextmanager
 def set_up(args):
-    """Seed all randomness, make --out, meet the other processes, set the precision. Returns the device."""
+    """`with set_up(args) as device:` meets the other processes, and has the precision that was asked for."""
     args.began = time.time()
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = args.device or next(name for name in here if here[name])
@@ -512,20 +561,11 @@ def set_up(args):
         if name == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group("nccl" if name == "cuda" else "gloo")
-        if RANK > 0:
-            sys.stdout = open(os.devnull, "w")
-    torch.manual_seed(args.seed)
-    if hasattr(args, "out"):
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-    torch.set_autocast_enabled(name, getattr(args, "dtype", None) == "bfloat16")
-    torch.set_autocast_dtype(name, torch.bfloat16)
-    torch.set_autocast_cache_enabled(False)  # the weights change while autocast is on
-    return torch.device(name)
-
-
-# Several processes, started by torchrun: each holds all networks and computes its share of every batch, and
-# the gradients are averaged. The first one alone prints and writes.
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    low = getattr(args, "dtype", None) == "bfloat16"
+    quiet = contextlib.redirect_stdout(open(os.devnull, "w")) if RANK else contextlib.nullcontext()
+    # Nothing is cached, since the weights change while autocast is on.
+    with quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
+        yield torch.device(name)
 
 
 def shard(rows):
@@ -535,40 +575,42 @@ def shard(rows):
     return rows[RANK::WORLD_SIZE]
 
 
-def average_gradients(parameters, loss, weight):
-    """Average gradients and loss over all processes; `weight` is how many tokens or pairs this loss is of."""
+def process_mean(x, weight=1.0):
+    """The mean of a tensor over all processes, weighted by how many tokens or pairs each one's is of."""
     if WORLD_SIZE == 1:
-        return loss
-    loss, share = loss.detach().clone(), torch.as_tensor(weight, dtype=torch.float32, device=loss.device)
-    total = share.clone()
-    torch.distributed.all_reduce(total)
-    for tensor in (loss, *[p.grad for p in parameters]):
-        torch.distributed.all_reduce(tensor.mul_(share / total))
-    return loss
+        return x
+    weight = torch.as_tensor(weight, dtype=torch.float32, device=x.device)
+    both = x * weight, weight.clone()
+    for tensor in both:
+        torch.distributed.all_reduce(tensor)
+    return both[0] / both[1]
 
 
 def own_pairs(args, model, tokenizer):
     """The preference file in the directory `args.init`: pairs of that model's own answers, made if missing.
 
-    Volunteers are shown two answers to each of `args.pairs` new posts. The same checkpoint and seed give the
-    same pairs, whichever script asks first.
+    Volunteers are shown two answers to each of `args.pairs` new prompts. The same checkpoint and seed give
+    the same pairs, whichever script asks first.
     """
     path = Path(args.init, "preferences.jsonl")
-    if RANK == 0 and not path.exists():
+    if path.exists():
+        print(f"{path}: pairs that are there already; delete the file to ask about {args.pairs} new ones")
+    elif RANK == 0:
         if not os.access(args.init, os.W_OK):
             raise BadInput(f"{path}: cannot be written; copy {args.init}, or give pairs with --data")
         print(f"{path}: asking the volunteers about {args.pairs} pairs of answers …")
-        posts = [document.prompt for document in documents(args.pairs, seed=[args.seed, 2], kind="POST")]
-        twice = [post for post in posts for _ in range(2)]
-        generator = torch.Generator(model.device).manual_seed(args.seed)
-        answers = sample_texts(model, tokenizer, twice, generator=generator)
-        write_records(path, ask_volunteers(posts, answers, seed=[args.seed, 2]))
+        seed = [args.seed, data.ASKED]
+        prompts = [document.prompt for document in data.documents(args.pairs, seed, data.KINDS[0])]
+        generator = seeded("asked", args.seed, device=model.device)
+        answers = sample_texts(model, tokenizer, [p for p in prompts for _ in range(2)], generator=generator)
+        write_records(path, data.ask_volunteers(prompts, answers, seed))
     if WORLD_SIZE > 1:
         torch.distributed.barrier()
     return path
 
 
-SAVE_SECONDS = 10  # between two saves; longer where a save takes more than a twentieth of that
+SAVE_SECONDS = 10  # between two saves
+PLACES = ("init", "data", "reward", "out", "device", "resume", "began")  # options that decide no result
 
 
 class Run:
@@ -580,33 +622,33 @@ class Run:
             run.log(loss=loss.item())
         run.finish(val_loss=…)
 
-    `OUT/resume.pt` holds all that changes from step to step, and the metrics so far. So a stopped and resumed
-    run ends with the same weights, bit for bit on a CPU, as one that was not stopped. It also holds what it
-    was made from, the options and a fingerprint of data and first weights, and does not go on with others.
+    `OUT/resume.pt` holds all that changes from step to step: models, optimizers, metrics, and the dictionary
+    `run.state`, for what a script changes besides. So a stopped and resumed run ends with the same weights,
+    bit for bit on a CPU, as one that was not stopped. It goes on only with the same options, data and first
+    weights; places and devices may be others.
     """
 
     def __init__(self, args, title, steps, data, models, optimizers):
         self.path, self.title, self.steps, self.began = Path(args.out, "resume.pt"), title, steps, args.began
-        self.models, self.parts, self.step, self.metrics = models, [*models, *optimizers], 0, []
-        digest = hashlib.sha256(json.dumps(data, default=lambda x: hashlib.sha256(x).hexdigest()).encode())
+        self.models, self.parts = models, [*models, *optimizers]
+        self.step, self.metrics, self.state = 0, [], {}
+        digest = zlib.crc32(json.dumps(data, default=zlib.crc32).encode())
         for tensor in (tensor for model in models for tensor in model.state_dict().values()):
-            digest.update(tensor.cpu().numpy())
-        self.made_from = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items()}
-        self.made_from |= {"the data or the --init weights": digest.hexdigest()[:8]}
-        del self.made_from["--resume"], self.made_from["--began"]
+            digest = zlib.crc32(tensor.cpu().numpy(), digest)
+        options = {name: value for name, value in vars(args).items() if name not in PLACES}
+        self.made_from = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+        self.made_from["the data or the first weights"] = digest
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if args.resume:
             self.load()
         elif self.path.exists():
             raise BadInput(f"{self.path}: a run was stopped here; add --resume, or delete it to start afresh")
-        # metrics.jsonl stays the last finished run's until this one is finished, too.
-        self.live = self.path.with_name("metrics-unfinished.jsonl")
-        if RANK == 0:
-            write_records(self.live, self.metrics)
 
     def save(self):
-        state = {"step": self.step, "metrics": self.metrics, "made_from": self.made_from}
-        state |= {"seconds": self.seconds(), "parts": [part.state_dict() for part in self.parts]}
-        torch.save(state, file := io.BytesIO())
+        names = ("step", "metrics", "state", "made_from")
+        saved = {name: getattr(self, name) for name in names} | {"seconds": time.time() - self.began}
+        file = io.BytesIO()
+        torch.save(saved | {"parts": [part.state_dict() for part in self.parts]}, file)
         write_files(self.path.parent, {self.path.name: file.getvalue()})
 
     def load(self):
@@ -615,22 +657,18 @@ class Run:
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             before = saved["made_from"]
-            changed = [name for name, value in self.made_from.items() if before[name] != value]
-            if changed:
-                was = ", ".join(f"{name} (was {before[name]})" for name in changed)
-                raise BadInput(f"{self.path}: changed since that run was stopped: {was}")
-            for part, state in zip(self.parts, saved["parts"], strict=True):
-                part.load_state_dict(state)
-            self.step, self.metrics = saved["step"], saved["metrics"]
-            self.began -= saved["seconds"]
-        except BadInput:
-            raise
+            changed = [
+                f"{name} (was {before[name]})" for name, now in self.made_from.items() if before[name] != now
+            ]
+            if not changed:
+                for part, state in zip(self.parts, saved["parts"], strict=True):
+                    part.load_state_dict(state)
+                self.step, self.metrics, self.state = saved["step"], saved["metrics"], saved["state"]
+                self.began -= saved["seconds"]
         except Exception as error:  # torch.load has no list of what it may raise
             raise BadInput(f"{self.path}: cannot be resumed ({error!r}); delete it to start afresh") from None
-
-    def seconds(self):
-        """Wall time of the run so far, all parts of it together."""
-        return time.time() - self.began
+        if changed:
+            raise BadInput(f"{self.path}: changed since that run was stopped: {', '.join(changed)}")
 
     def __iter__(self):
         """The steps that are left to do."""
@@ -642,12 +680,17 @@ class Run:
                 self.step += 1
                 self.bar.update()
                 if RANK == 0 and time.time() > due and self.step < self.steps:
-                    began = time.time()
                     self.save()
-                    due = time.time() + max(SAVE_SECONDS, 20 * (time.time() - began))
+                    due = time.time() + SAVE_SECONDS
 
-    def log(self, **metrics):
-        """Show and write the metrics of this step. One that is NaN or infinite stops the run."""
+    def log(self, weight=1.0, **metrics):
+        """Show and keep the metrics of this step. One that is NaN or infinite stops the run.
+
+        Of several processes, which all call this, it is the mean, weighted as in `process_mean`.
+        """
+        if WORLD_SIZE > 1:
+            both = torch.tensor([*metrics.values()], device=self.models[0].device)
+            metrics = dict(zip(metrics, process_mean(both, weight).tolist()))
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise BadInput(f"step {self.step + 1}: {name} is {value}; most often --lr is too high")
@@ -655,27 +698,20 @@ class Run:
             raise BadInput(f"step {self.step + 1}: weights are NaN or infinite; most often --lr is too high")
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
         self.metrics.append({"step": self.step + 1, **metrics})
-        if RANK == 0:
-            with open(self.live, "a", encoding="utf-8") as file:
-                print(json.dumps(self.metrics[-1]), file=file)
 
     def finish(self, **metrics):
         """The run is done and its model saved: write all metrics; there is nothing to resume any more."""
         if RANK == 0:
-            self.metrics.append({"final": True, **metrics, "seconds": self.seconds()})
-            write_records(self.path.with_name("metrics.jsonl"), self.metrics)
-            self.live.unlink()
+            final = {"final": True, **metrics, "seconds": time.time() - self.began}
+            write_records(self.path.with_name("metrics.jsonl"), [*self.metrics, final])
             self.path.unlink(missing_ok=True)
 
 
 def run_script(main, parser):
     """Run `main(options)`. Bad input ends in one sentence and exit status 2; Ctrl-C says how to go on."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a script without a complaint
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this
-            setattr(sys, name, open(os.devnull, "r+"))
-        getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     args = parser.parse_args()
     try:
         main(args)
@@ -689,6 +725,6 @@ def run_script(main, parser):
             raise
         parser.exit(2, f"{parser.prog}: not enough memory; lower --batch-size or the sizes of the model\n")
     except KeyboardInterrupt:
-        saved = Path(getattr(args, "out", ""), "resume.pt").exists()
+        saved = Path(getattr(args, "out", None) or "", "resume.pt").exists()
         how = "; the same command with --resume goes on from the last save" if saved else ""
         parser.exit(130, f"\n{parser.prog}: stopped{how}\n")

@@ -12,9 +12,9 @@ entropy. The gap between the two is what the model has yet to learn.
     python pretrain.py
 
 takes about a minute on two CPU cores. You should see the held-out loss fall to within 2% of the entropy,
-and the model's likeliest summary of one post turn from noise into English. Mind what it is: it repeats the
-post's first sentence, because most writers do. It knows what language looks like, and does not do what
-people want. That is what alignment is for.
+and the model's likeliest answer to one prompt turn from noise into English. Mind what it is: it repeats the
+first sentence, because most summaries do. It knows what language looks like, and does not do what people
+want. That is what alignment is for.
 
     python pretrain.py --data a.txt b.txt.gz --vocab-size 1024 --n-layer 4
 
@@ -30,9 +30,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import BadInput, Tokenizer, batches, documents, encode_files, pad_rows, printable, read_chunks
-from model import GPT, RANK, Config, Run, add_common_options, average_gradients, load_model, make_optimizers
-from model import make_parser, number, run_script, sample_texts, save_model, set_lr, set_up, shard
+from data import HELD_OUT, KINDS, TRAINED, BadInput, Tokenizer, batches, documents, encode_files, pad_rows
+from data import printable, read_chunks
+from model import GPT, RANK, Config, Run, add_common_options, load_model, make_optimizers, make_parser, number
+from model import refuse, run_script, sample_texts, save_model, seeded, set_lr, set_up, shard, update
 
 parser = make_parser("pretrain.py", "Pretrain a small GPT on the embedded world or on your own text.")
 option = parser.add_argument
@@ -50,9 +51,6 @@ option("--n-embd", type=number(int, 1), default=128, help="channels")
 add_common_options(parser)
 
 
-SIZES = ("vocab_size", "n_layer", "n_head", "n_embd")
-
-
 def next_token_loss(model, tokens, mask):
     """Cross-entropy in nats per token, over the tokens (B, T) under the mask (B, T); the first is given."""
     logits = model(tokens[:, :-1]).float()  # (B, T − 1, V); those at t are about the token at t + 1
@@ -63,13 +61,14 @@ def next_token_loss(model, tokens, mask):
 def load_world(args, rng):
     """The embedded world: tokenizer, training rows, which of them each batch has, held-out rows, entropy."""
     # Every training document is new. The held-out ones are the same for every seed.
-    train, val = documents(args.steps * args.batch_size, seed=[args.seed, 0]), documents(1024, seed=[0, 1])
+    train = documents(args.steps * args.batch_size, seed=[args.seed, TRAINED])
+    val = documents(1024, seed=[0, HELD_OUT])
     if args.init:
         tokenizer = Tokenizer.load(args.init)
     else:
         tokenizer = Tokenizer.train([d.prompt + d.response for d in train[:4000]], args.vocab_size)
-    encode = lambda document: tokenizer.encode(document.prompt + document.response) + [tokenizer.eos]
-    rows, val_rows = [encode(d) for d in train], [encode(d) for d in val]
+    rows = [tokenizer.encode(d.prompt + d.response) + [tokenizer.eos] for d in train + val]
+    rows, val_rows = rows[: len(train)], rows[len(train) :]
     entropy = -sum(d.log_prob for d in val) / sum(len(row) - 1 for row in val_rows)  # nats per guessed token
     return tokenizer, rows, batches([len(row) for row in rows], args.batch_size, rng), val_rows, entropy
 
@@ -84,6 +83,7 @@ def load_files(args, rng):
     else:  # the first sixteen million characters tell enough about which words are frequent
         pieces = itertools.islice((text for path in args.data for text in read_chunks(path)), 16)
         tokenizer = Tokenizer.train(pieces, args.vocab_size)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
     ids = encode_files(tokenizer, args.data, Path(args.out, f"tokens{RANK or ''}.bin"))
     n_val = min(len(ids) // 10, 100_000) // args.block_size * args.block_size
     if n_val == 0:
@@ -94,78 +94,78 @@ def load_files(args, rng):
 
 
 def main(args):
-    device = set_up(args)
-    rng = np.random.default_rng(args.seed)
-
-    tokenizer, rows, order, val_rows, entropy = (load_files if args.data else load_world)(args, rng)
-    if args.init:
-        fixed = [name for name in SIZES if getattr(args, name) != parser.get_default(name)]
-        if fixed:
-            raise BadInput(f"--{fixed[0].replace('_', '-')} cannot be chosen: it comes with --init")
-        model = load_model(args.init).to(device)
-    else:
-        config = Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)
-        model = GPT(config).to(device)
-    longest = args.block_size if args.data else max(map(len, rows + val_rows))
-    if longest > model.config.n_positions:
-        context = model.config.n_positions
-        raise BadInput(f"texts of {longest} tokens do not fit into a context of {context}: see --block-size")
-
-    def batch(rows):
-        """Tokens (B, T) and the mask of what is to be guessed: all but the first token."""
-        return pad_rows([row[:1] for row in rows], [row[1:] for row in rows], device)[:2]
-
-    @torch.no_grad()
-    def evaluate():
-        """Cross-entropy on the held-out rows, in nats per token and in bits per byte."""
-        by_length = sorted(val_rows, key=len)
-        total = 0.0
-        for i in range(0, len(by_length), args.batch_size):
-            tokens, mask = batch(by_length[i : i + args.batch_size])
-            total += next_token_loss(model, tokens, mask).item() * mask.sum().item()
-        guessed = [int(token) for row in val_rows for token in row[1:]]
-        n_bytes = sum(len(tokenizer.id_to_token[i]) for i in guessed if i != tokenizer.eos)
-        return total / len(guessed), total / math.log(2) / max(1, n_bytes)
-
-    def show_sample():
-        if args.data:
-            prompt, how = tokenizer.decode(val_rows[0][: args.block_size // 8]), {"temperature": 0.8}
+    with set_up(args) as device:
+        # Text: each row begins with a token that is given, and the rest is to be guessed.
+        if args.init:
+            sizes = ["vocab_size", "n_layer", "n_head", "n_embd"] + ["block_size"] * (not args.data)
+            refuse(parser, args, sizes, "beside --init, which has it")
+        load = load_files if args.data else load_world
+        tokenizer, rows, order, val_rows, entropy = load(args, np.random.default_rng(args.seed))
+        if args.init:
+            model = load_model(args.init).to(device)
         else:
-            prompt, how = documents(1, seed=[0, 1, 2], kind="POST")[0].prompt, {"temperature": 0}
-        run.bar.write(printable(prompt + sample_texts(model, tokenizer, [prompt], **how)[0]) + "\n")
+            config = Config(len(tokenizer.vocab), args.block_size, args.n_embd, args.n_layer, args.n_head)
+            model = GPT(config, seeded("weights", args.seed)).to(device)
+        longest = args.block_size if args.data else max(map(len, rows + val_rows))
+        if longest > model.config.n_positions:
+            context = model.config.n_positions
+            raise BadInput(
+                f"texts of {longest} tokens do not fit into a context of {context}: see --block-size"
+            )
 
-    if args.compile:
-        model.transformer.compile(dynamic=True)
-    optimizers = make_optimizers(model, args.lr)
-    made_from = [tokenizer.merges, args.data and np.memmap(Path(args.out, f"tokens{RANK or ''}.bin"))]
-    run = Run(args, "pretrain", args.steps, made_from, [model], optimizers)
-    for step in run:
-        if step == 0:
-            show_sample()
-        tokens, mask = batch([rows[i] for i in shard(order[step])])
-        loss = next_token_loss(model, tokens, mask)
-        set_lr(optimizers, step, args.steps, warmup=20, final=0.05)
-        loss.backward()
-        loss = average_gradients(model.parameters(), loss, weight=mask.sum())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        def batch(some):
+            """Tokens (B, T) and the mask of what is to be guessed: all but the first token."""
+            return pad_rows([row[:1] for row in some], [row[1:] for row in some], device)[:2]
 
-        if step % 100 == 99 or step == args.steps - 1:
-            val_loss, bits_per_byte = evaluate()
-            known = {"bits_per_byte": bits_per_byte} if args.data else {"entropy": entropy}
-            run.log(loss=loss.item(), val_loss=val_loss, **known)
-            show_sample()
-        elif step % 10 == 9:
-            run.log(loss=loss.item())
+        @torch.no_grad()
+        def evaluate():
+            """Cross-entropy on the held-out rows, in nats per token and in bits per byte."""
+            by_length = sorted(val_rows, key=len)
+            total = 0.0
+            for i in range(0, len(by_length), args.batch_size):
+                tokens, mask = batch(by_length[i : i + args.batch_size])
+                total += next_token_loss(model, tokens, mask).item() * mask.sum().item()
+            guessed = [int(token) for row in val_rows for token in row[1:]]
+            n_bytes = sum(len(tokenizer.id_to_token[i]) for i in guessed if i != tokenizer.eos)
+            return total / len(guessed), total / math.log(2) / max(1, n_bytes)
 
-    save_model(model, tokenizer, args.out)
-    run.finish(val_loss=val_loss, entropy=entropy, bits_per_byte=bits_per_byte)
-    print(f"held-out loss {val_loss:.4f} nats per token, {bits_per_byte:.3f} bits per byte", end="")
-    if entropy:
-        print(f"; entropy of the source {entropy:.4f}: ratio {val_loss / entropy:.4f}", end="")
-    print(f"\nsaved to {args.out}")
+        def show_sample():
+            if args.data:
+                prompt, temperature = tokenizer.decode(val_rows[0][: args.block_size // 8]), 0.8
+            else:
+                prompt, temperature = documents(1, seed=[0, HELD_OUT], kind=KINDS[0])[0].prompt, 0
+            generator = seeded("shown", args.seed, device=device)
+            (text,) = sample_texts(model, tokenizer, [prompt], temperature=temperature, generator=generator)
+            run.bar.write(printable(prompt + text) + "\n")
+
+        if args.compile:
+            model.transformer.compile(dynamic=True)
+        optimizers = make_optimizers(model, args.lr)
+        made_from = [tokenizer.merges, args.data and np.memmap(Path(args.out, f"tokens{RANK or ''}.bin"))]
+        run = Run(args, "pretrain", args.steps, made_from, [model], optimizers)
+        for step in run:
+            if step == 0:
+                show_sample()
+            tokens, mask = batch([rows[i] for i in shard(order[step])])
+            loss = next_token_loss(model, tokens, mask)
+            set_lr(optimizers, step, args.steps, warmup=20, final=0.05)
+            loss.backward()
+            update([model], optimizers, weight=mask.sum())
+
+            if step % 100 == 99 or step == args.steps - 1:
+                val_loss, bits_per_byte = evaluate()
+                known = {"bits_per_byte": bits_per_byte} if args.data else {"entropy": entropy}
+                run.log(weight=mask.sum(), loss=loss.item(), val_loss=val_loss, **known)
+                show_sample()
+            elif step % 10 == 9:
+                run.log(weight=mask.sum(), loss=loss.item())
+
+        save_model(model, tokenizer, args.out)
+        run.finish(val_loss=val_loss, entropy=entropy, bits_per_byte=bits_per_byte)
+        print(f"held-out loss {val_loss:.4f} nats per token, {bits_per_byte:.3f} bits per byte", end="")
+        if entropy:
+            print(f"; entropy of the source {entropy:.4f}: ratio {val_loss / entropy:.4f}", end="")
+        print(f"\nsaved to {args.out}")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
-from model import Run, ScalarGPT, add_common_options, average_gradients, final_scores, generate
-from model import load_model, make_optimizers, make_parser, number, own_pairs, run_script, save_model
-from model import set_lr, set_up, shard
+from model import Run, ScalarGPT, add_common_options, final_scores, generate, load_model, make_optimizers
+from model import make_parser, number, own_pairs, refuse, run_script, save_model, seeded, set_lr, set_up
+from model import shard, update
 
 parser = make_parser("reward.py", "Learn a reward model from preferences.")
 option = parser.add_argument
@@ -65,74 +65,72 @@ def calibration(margin, bins=10):
 
 
 def main(args):
-    device = set_up(args)
-    rng = np.random.default_rng(args.seed)
+    with set_up(args) as device:
+        refuse(parser, args, ["pairs"] if args.data else [], "beside --data")
 
-    # The reward model starts as the reference, with a new head.
-    tokenizer = Tokenizer.load(args.init)
-    reference = load_model(args.init).to(device)
-    model = load_model(args.init, ScalarGPT, new_head=True).to(device)
+        # The reward model starts as the reference, with a new head.
+        tokenizer = Tokenizer.load(args.init)
+        reference = load_model(args.init).to(device)
+        model = load_model(args.init, ScalarGPT, new_head=seeded("head", args.seed)).to(device)
 
-    # Pairs of answers to the same prompt, the last ones held out.
-    data = args.data or own_pairs(args, reference, tokenizer)
-    pairs, records, n_val = load_pairs(data, tokenizer, model.config.n_positions, args.batch_size)
-    train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
-    lengths = [len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs]
+        # Pairs of answers to the same prompt, the last ones held out.
+        path = args.data or own_pairs(args, reference, tokenizer)
+        pairs, records, n_val = load_pairs(path, tokenizer, model.config.n_positions, args.batch_size)
+        train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
+        lengths = np.array([sum(map(len, pair)) for pair in pairs])
 
-    @torch.no_grad()
-    def evaluate():
-        parts = np.split(val, range(args.batch_size, n_val, args.batch_size))
-        scores = torch.cat([pair_scores(model, [pairs[i] for i in rows], device) for rows in parts])
-        margin = scores[:, 0] - scores[:, 1]
-        return margin, {
-            "val_loss": reward_loss(*scores.unbind(1)).mean().item(),
-            "val_accuracy": (margin > 0).float().mean().item(),
-            "margin": margin.mean().item(),
-        }
+        @torch.no_grad()
+        def evaluate():
+            parts = np.split(val, range(args.batch_size, n_val, args.batch_size))
+            scores = torch.cat([pair_scores(model, [pairs[i] for i in rows], device) for rows in parts])
+            margin = scores[:, 0] - scores[:, 1]
+            return margin, {
+                "val_loss": reward_loss(*scores.unbind(1)).mean().item(),
+                "val_accuracy": (margin > 0).float().mean().item(),
+                "margin": margin.mean().item(),
+            }
 
-    steps = args.steps or math.ceil(len(train) / args.batch_size)
-    order = batches(lengths[: len(train)], args.batch_size, rng, steps)
-    if args.compile:
-        model.transformer.compile(dynamic=True)
-    optimizers = make_optimizers(model, args.lr)
-    run = Run(args, "reward", steps, pairs, [model], optimizers)
-    for step in run:
-        rows = shard(order[step])
-        chosen, rejected = pair_scores(model, [pairs[i] for i in rows], device).unbind(1)
-        loss = reward_loss(chosen, rejected).mean()
-        set_lr(optimizers, step, steps, warmup=10)
-        loss.backward()
-        loss = average_gradients(model.parameters(), loss, weight=len(rows))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        steps = args.steps or math.ceil(len(train) / args.batch_size)
+        order = batches(lengths[train], args.batch_size, np.random.default_rng(args.seed), steps)
+        if args.compile:
+            model.transformer.compile(dynamic=True)
+        optimizers = make_optimizers(model, args.lr)
+        run = Run(args, "reward", steps, pairs, [model], optimizers)
+        for step in run:
+            rows = shard(order[step])
+            chosen, rejected = pair_scores(model, [pairs[i] for i in rows], device).unbind(1)
+            loss = reward_loss(chosen, rejected).mean()
+            set_lr(optimizers, step, steps, warmup=10)
+            loss.backward()
+            update([model], optimizers, weight=len(rows))
 
-        if step % 50 == 49 or step == steps - 1:
-            margin, metrics = evaluate()
-            run.log(loss=loss.item(), **metrics)
-        elif step % 10 == 9:
-            run.log(loss=loss.item())
+            if step % 50 == 49 or step == steps - 1:
+                margin, metrics = evaluate()
+                run.log(weight=len(rows), loss=loss.item(), **metrics)
+            elif step % 10 == 9:
+                run.log(weight=len(rows), loss=loss.item())
 
-    # Shift the scores to mean 0 on the reference's own answers.
-    prompts, scores = sorted((pairs[i][0] for i in val), key=len), []
-    with torch.no_grad():
-        for i in range(0, n_val, args.batch_size):
-            some = prompts[i : i + args.batch_size]
-            tokens, mask, _ = generate(reference, some, MAX_ANSWER_TOKENS, tokenizer.eos)
-            scores.append(final_scores(model, tokens, mask))
-    model.shift(-torch.cat(scores).mean())
+        # Shift the scores to mean 0 on the reference's own answers.
+        prompts = sorted((pairs[i][0] for i in val), key=len)
+        generator = seeded("answers", args.seed, device=device)
+        scores = []
+        with torch.no_grad():
+            for i in range(0, n_val, args.batch_size):
+                asked = prompts[i : i + args.batch_size]
+                answered = generate(reference, asked, MAX_ANSWER_TOKENS, tokenizer.eos, generator=generator)
+                tokens, mask, _ = answered
+                scores.append(final_scores(model, tokens, mask))
+        model.shift(-torch.cat(scores).mean())
 
-    save_model(model, tokenizer, args.out)
-    best = best_accuracy(records[-n_val:])
-    run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
-    print("how sure   how often right   pairs")
-    for certainty, right, n in calibration(margin):
-        print(f"{certainty:8.0%}{right:18.0%}{n:8}")
-    print(f"held-out pairs: loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.3f}", end="")
-    if best:
-        print(f"; on average no model can be right more often than {best:.3f}", end="")
-    print(f"\nsaved to {args.out}")
+        save_model(model, tokenizer, args.out)
+        best = best_accuracy(records[-n_val:])
+        run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
+        print("how sure   how often right   pairs")
+        for certainty, right, n in calibration(margin):
+            print(f"{certainty:8.0%}{right:18.0%}{n:8}")
+        print("held-out pairs: loss {val_loss:.4f}, accuracy {val_accuracy:.3f}".format(**metrics), end="")
+        print(f"; on average no model can be right more often than {best:.3f}" if best else "")
+        print(f"saved to {args.out}")
 
 
 if __name__ == "__main__":

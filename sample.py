@@ -1,9 +1,9 @@
 """Look at what the models write, and hold them against the best that any model could do.
 
-    python sample.py --prompt 'POST: It snowed all day. My cousin Uma hid my drum abroad.\nTL;DR:'
-    python sample.py                 # the same in a loop: type a prompt, read the answer
-    python sample.py --compare       # pretrained and aligned models in one table
-    python sample.py --label 100     # be the volunteer yourself, then: python dpo.py --data runs/labels.jsonl
+    python sample.py --prompt "…"     # go on from this text
+    python sample.py                  # the same in a loop: type a prompt, read the answer
+    python sample.py --compare        # pretrained and aligned models in one table
+    python sample.py --label 100      # be the volunteer, then: python dpo.py --data runs/labels.jsonl
 
 The judge of the embedded world is asked here, after training, and by the volunteers. No training script
 sees it.
@@ -20,53 +20,53 @@ and share are those of that policy. The reference that it is held against is alw
 """
 
 import json
-import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge, printable, read_preferences
-from data import read_text, write_files
-from model import generate, load_model, make_parser, number, run_script, sample_texts, set_up
+from data import BEST, COMPARED, KINDS, LABELLED, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge
+from data import kind_of, printable, read_preferences, read_text, write_files
+from model import generate, load_model, make_parser, number, refuse, run_script, sample_texts, seeded, set_up
 from model import token_log_probs
 
 parser = make_parser("sample.py", "Talk to a checkpoint, compare checkpoints, or label pairs of answers.")
 option = parser.add_argument
 option("--init", help="checkpoint to talk to; if left out, runs/dpo, or with --label runs/pretrain")
 option("--prompt", help=r"answer this and stop; \n stands for a new line")
-option("--max-new-tokens", type=number(int, 1, 2**31), default=MAX_ANSWER_TOKENS, help="longest answer")
+option("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help="longest answer")
 option("--temperature", type=number(float, 0), default=1.0, help="0 always takes the likeliest token")
 option("--top-k", type=number(int, 0), default=0, help="choose among the k likeliest tokens; 0: all")
 option("--top-p", type=number(float, 0, 1), default=1.0, help="choose among the likeliest with this mass")
 option("--compare", nargs="*", metavar="DIR", help="checkpoints, the reference first; none: those in runs/")
-option("--shifted", action="store_true", help="compare on letters, which no volunteer ever saw")
-option("--posts", type=number(int, 2), default=64, help="held-out posts to compare on")
-option("--answers", type=number(int, 2), default=256, help="answers of the reference to each of them")
+option("--shifted", action="store_true", help="compare on the kind of prompts that no volunteer ever saw")
+option("--n-prompts", type=number(int, 2), default=64, help="held-out prompts to compare on")
+option("--answers", type=number(int, 2), default=256, help="of the reference to each; of others a quarter")
 option("--json", action="store_true", help="print the comparison as one JSON list")
 option("--label", type=number(int, 1), metavar="N", help="show N pairs and let you choose")
-option("--labels", default="runs/labels.jsonl", help="file that your choices are added to")
-option("--data", help="with --label: preference file with prompts; if left out, new posts")
+option("--out", default="runs/labels.jsonl", help="with --label: file that your choices are added to")
+option("--data", help="with --label: preference file with prompts; if left out, new ones")
 option("--seed", type=number(int, 0, 2**63 - 1), default=1, help="seed of the sampling")
 option("--device", choices=["cpu", "cuda", "mps"], help="the best one here, if left out")
 
 
-def measure(policy, reference, tokenizer, posts, k, temperature=1.0):
-    """k answers of the policy to each of P posts.
+def measure(policy, reference, tokenizer, prompts, k, temperature=1.0, generator=None):
+    """k answers of the policy to each of P prompts.
 
     Returns texts (P lists of k), and (P, k) each: the judge's scores, log π − log π_ref, lengths in tokens.
     π is what was sampled from, at that temperature; the mean of log π − log π_ref is its KL.
     """
     texts, scores, log_ratios, lengths = [], [], [], []
-    for post in posts:
-        prompt = tokenizer.encode(post)
-        same = [prompt] * k
-        tokens, mask, log_probs = generate(policy, same, MAX_ANSWER_TOKENS, tokenizer.eos, temperature)
+    how = {"temperature": temperature, "generator": generator}
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt)
+        tokens, mask, log_probs = generate(policy, [ids] * k, MAX_ANSWER_TOKENS, tokenizer.eos, **how)
         with torch.no_grad():
-            reference_log_probs = token_log_probs(reference, tokens, mask, len(prompt), copies=k)
+            reference_log_probs = token_log_probs(reference, tokens, mask, len(ids), copies=k)
         texts.append([tokenizer.decode(row[new]) for row, new in zip(tokens, mask)])
-        scores.append([judge(post, text) for text in texts[-1]])
+        scores.append([judge(prompt, text) for text in texts[-1]])
         log_ratios.append((log_probs - reference_log_probs).sum(1).tolist())
         lengths.append(mask.sum(1).tolist())
     return texts, np.array(scores), np.array(log_ratios), np.array(lengths)
@@ -79,44 +79,35 @@ def optimal_weights(scores, beta):
 
 
 def wins(scores, reference_scores):
-    """How often each answer (P, k) beats a reference answer (P, m) to its post: (P, k); ties count half."""
+    """How often each answer (P, k) beats a reference answer (P, m) to its prompt: (P, k); ties count half."""
     return np.sign(scores[:, :, None] - reference_scores[:, None, :]).mean(2) / 2 + 0.5
 
 
-def frontier(scores, values=()):
-    """The ideal policies, from the scores (P, k) of reference answers, post by post.
+def frontier(scores):
+    """The ideal policies, from the scores (P, k) of reference answers, prompt by prompt.
 
-    Returns an array (2 + len(values), 100, P), where β falls and the KL rises along the second axis: each
-    policy's KL from the reference, its score, and its mean of each of `values` (P, k).
+    Returns KLs and scores, (100, P) each, where β falls and the KL rises along the first axis.
     """
-    points = []
+    kls, best = [], []
     for beta in np.geomspace(1e4, 0.05, 100):
         w = optimal_weights(scores, beta)
-        kl = (w * np.log(np.maximum(w * scores.shape[1], 1e-300))).sum(1)
-        points.append([kl, *[(w * value).sum(1) for value in (scores, *values)]])
-    return np.array(points).transpose(1, 0, 2)
+        kls.append((w * np.log(np.maximum(w * scores.shape[1], 1e-300))).sum(1))
+        best.append((w * scores).sum(1))
+    return np.array(kls), np.array(best)
 
 
-def standard_errors(statistic, n_posts, resamples=400):
-    """Bootstrap over posts (Efron 1979): how much `statistic(posts)` varies when other posts are drawn."""
+def standard_errors(statistic, n, resamples=400):
+    """Bootstrap over n prompts (Efron 1979): how much `statistic(prompts)` varies when others are drawn."""
     rng = np.random.default_rng(0)
-    return np.std([statistic(rng.integers(0, n_posts, n_posts)) for _ in range(resamples)], axis=0, ddof=1)
+    return np.std([statistic(rng.integers(0, n, n)) for _ in range(resamples)], axis=0, ddof=1)
 
 
-TABLE = [  # title of a column, its figure, how to print it, and whether its standard error stands beside it
-    ("score", "score", ".2f", True),
-    ("KL", "kl", ".2f", True),
-    ("optimum", "optimal_score", ".2f", False),
-    ("share", "share", ".1%", True),
-    ("wins", "win_rate", ".1%", True),
-    ("optimum", "optimal_win_rate", ".1%", False),
-    ("length", "length", ".1f", False),
-    ("repeats", "repeats", ".0%", False),
-]
-LEGEND = """
-score: the judge's, mean; 4 is perfect. KL: distance from the first model, in nats an answer. optimum: the
-best that any policy could do at that KL. share: of the optimal gain. wins: against the first model's answers
-at temperature 1, ties half. length: in tokens. repeats: answers that repeat the post's first sentence.
+FIGURES = ("score", "kl", "optimal_score", "share", "win_rate", "length")
+TITLES = "        score           KL  optimum          share            wins length"
+LEGEND = f"""
+score: the judge's, mean; {BEST} is perfect. KL: distance from the first model, nats an answer.
+optimum: the best that any policy could do at that KL. share: of the optimal gain. wins:
+against the first model's answers at temperature 1, ties half. length: in tokens.
 """
 
 
@@ -130,35 +121,34 @@ def compare(args, device):
         if Tokenizer.load(name) != tokenizer:
             raise BadInput(f"{name}: its tokenizer is not that of {names[0]}, so they cannot be compared")
     models = [load_model(name).to(device) for name in names]
-    posts = [d.prompt for d in documents(args.posts, seed=[0, 3], kind="LETTER" if args.shifted else "POST")]
-    firsts = [re.match(r"\w+:( .+?\.)", post)[1] for post in posts]
+    prompts = [d.prompt for d in documents(args.n_prompts, [0, COMPARED], kind=KINDS[args.shifted])]
 
     def ask(model, k, temperature=1.0):
-        torch.manual_seed(args.seed)  # so that no model's figures depend on which others stand beside it
-        return measure(model, models[0], tokenizer, posts, k, temperature)
+        """Each model has the same random numbers, so none depends on which others stand beside it."""
+        generator = seeded("compared", args.seed, device=device)
+        return measure(model, models[0], tokenizer, prompts, k, temperature, generator)
 
     base = ask(models[0], args.answers)
-    optimum = frontier(base[1], [wins(base[1], base[1])])
+    kls, best_scores = frontier(base[1])
     k = 1 if args.temperature < 1e-3 else max(2, args.answers // 4)
     measured = [base] if args.temperature == 1 else [ask(models[0], k, args.temperature)]
     measured += [ask(model, k, args.temperature) for model in models[1:]]
 
-    rows = []
+    rows, kinds = [], {}
     for name, (texts, scores, log_ratios, lengths) in zip(names, measured):
-        repeats = np.array([[text == first for text in some] for some, first in zip(texts, firsts)])
-        means = np.array([x.mean(1) for x in (scores, log_ratios, wins(scores, base[1]), lengths, repeats)])
+        kinds[name] = Counter(kind_of(prompt, text) for prompt, some in zip(prompts, texts) for text in some)
+        means = np.array([x.mean(1) for x in (scores, log_ratios, wins(scores, base[1]), lengths)])
 
         def figures(some):
-            """In the order of `TABLE`, from the posts of these numbers."""
-            score, kl, win_rate, length, repeats = means[:, some].mean(1)
-            kls, optimal_scores, optimal_wins = optimum[:, :, some].mean(2)
-            best, start = np.interp(kl, kls, optimal_scores), base[1][some].mean()
-            share = (score - start) / max(best - start, 1e-9)
-            return [score, kl, best, share, win_rate, np.interp(kl, kls, optimal_wins), length, repeats]
+            """In the order of `FIGURES`, from the prompts of these numbers."""
+            score, kl, win_rate, length = means[:, some].mean(1)
+            best = np.interp(kl, kls[:, some].mean(1), best_scores[:, some].mean(1))
+            before = base[1][some].mean()
+            return [score, kl, best, (score - before) / max(best - before, 1e-9), win_rate, length]
 
         row = {"checkpoint": name}
-        both = figures(np.arange(len(posts))), standard_errors(figures, len(posts))
-        for (_, key, _, _), value, error in zip(TABLE, *both):
+        both = figures(np.arange(len(prompts))), standard_errors(figures, len(prompts))
+        for key, value, error in zip(FIGURES, *both):
             row |= {key: round(value, 6) + 0.0, f"{key}_se": round(error, 6)}  # + 0.0: no −0.0
         if row["kl"] < 0.05:
             row |= {"share": None, "share_se": None}  # so near, next to nothing could be gained
@@ -167,22 +157,24 @@ def compare(args, device):
         print(json.dumps(rows))
         return
 
-    kind = "letters" if args.shifted else "posts"
-    print(f"{args.posts} held-out {kind}, temperature {args.temperature:g}; ± one standard error\n")
-    widths = [15 if with_error else 9 for *_, with_error in TABLE]
-    print(f"{'checkpoint':14}" + "".join(f"{title:>{width}}" for (title, *_), width in zip(TABLE, widths)))
+    print(f"{args.n_prompts} held-out prompts, temperature {args.temperature:g}; ± one standard error\n")
+    width = max(13, *map(len, names)) + 1
+    print(f"{'checkpoint':{width}}{TITLES}")
     for row in rows:
-        cells = []
-        for _, key, form, with_error in TABLE:
-            cell = "" if row[key] is None else f"{row[key]:{form}}"
-            cells.append(f"{cell} ± {row[f'{key}_se']:{form}}" if with_error and cell else cell)
-        print(f"{row['checkpoint']:14}" + "".join(f"{c:>{width}}" for c, width in zip(cells, widths)))
+        share = "" if row["share"] is None else f"{row['share']:.1%} ± {row['share_se']:.1%}"
+        print(f"{row['checkpoint']:{width}}{row['score']:6.2f} ± {row['score_se']:.2f}", end="")
+        print(f"{row['kl']:6.2f} ± {row['kl_se']:.2f}{row['optimal_score']:9.2f}{share:>15}", end="")
+        print(f"{row['win_rate']:9.1%} ± {row['win_rate_se']:<5.1%}{row['length']:7.1f}")
     print(LEGEND)
-    for i, post in enumerate(posts[:5]):
-        print(post)
-        for name, (texts, scores, _, _) in zip(names, measured):
-            print(printable(f"    {name:18}{scores[i][0]:6.2f} {texts[i][0]}"))
-        print()
+    columns = [kind for kind, _ in sum(kinds.values(), Counter()).most_common()]
+    print(" " * width + "".join(f"  {kind}" for kind in columns))
+    for name, counts in kinds.items():
+        shares = [f"{counts[kind] / counts.total():{len(kind) + 2}.0%}" for kind in columns]
+        print(name.ljust(width) + "".join(shares))
+    for i, prompt in enumerate(prompts[:5]):
+        print(f"\n{prompt}")
+        for name, (texts, scores, *_) in zip(names, measured):
+            print(printable(f"    {name.ljust(width)}{scores[i][0]:6.2f} {texts[i][0]}"))
 
 
 def ask_user(question):
@@ -196,10 +188,10 @@ def label(args, device):
     """Two answers side by side; the user chooses. Each choice is a line in a preference file at once."""
     init = args.init or "runs/pretrain"
     tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
-    path = Path(args.labels)
+    path = Path(args.out)
     lines = [line for line in read_text(path).split("\n") if line] if path.exists() else []
     if lines and lines[0].startswith("["):
-        raise BadInput(f"{path}: a JSON array, to which no line can be added; give another --labels file")
+        raise BadInput(f"{path}: a JSON array, to which no line can be added; give another --out")
 
     def save():
         write_files(path.parent, {path.name: "".join(f"{line}\n" for line in lines).encode()})
@@ -209,7 +201,8 @@ def label(args, device):
     if args.data:
         prompts = [record["prompt"] for record in read_preferences(args.data)]
     else:
-        prompts = [d.prompt for d in documents(len(seen) + 3 * args.label, seed=[args.seed, 4], kind="POST")]
+        n = len(seen) + 3 * args.label
+        prompts = [d.prompt for d in documents(n, [args.seed, LABELLED], kind=KINDS[0])]
     room = model.config.n_positions - args.max_new_tokens
     prompts = [p for p in dict.fromkeys(prompts) if p and p not in seen and len(tokenizer.encode(p)) < room]
     if not prompts:
@@ -217,8 +210,9 @@ def label(args, device):
     print(f"{path}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. u: undo. q: stop.\n")
 
     def new_pairs():
+        how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+        how["generator"] = seeded("labelled", args.seed, len(seen), device=device)
         for prompt in prompts:
-            how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
             first, second = sample_texts(model, tokenizer, [prompt] * 2, **how)
             if first != second:  # else there is nothing to choose
                 yield prompt, first, second
@@ -253,6 +247,7 @@ def talk(args, device):
     init = args.init or "runs/dpo"
     tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
     how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    how["generator"] = seeded("talk", args.seed, device=device)
     prompt = args.prompt if args.prompt is not None else ask_user("prompt> ")
     while prompt is not None:
         prompt = prompt.replace(r"\n", "\n")
@@ -268,13 +263,20 @@ def talk(args, device):
 
 
 def main(args):
-    device = set_up(args)
-    if args.compare is not None:
-        compare(args, device)
-    elif args.label:
-        label(args, device)
-    else:
-        talk(args, device)
+    ways = {  # each with the options that only it has
+        "compare": ["shifted", "n_prompts", "answers", "json"],
+        "label": ["out", "data"],
+        "prompt": ["top_k", "top_p"],
+    }
+    way = "compare" if args.compare is not None else "label" if args.label else "prompt"
+    for other, names in ways.items():
+        if other != way:
+            refuse(
+                parser, args, [other, *names], f"with --{way}" if way != "prompt" else f"without --{other}"
+            )
+    refuse(parser, args, ["init", "max_new_tokens"] if way == "compare" else [], "with --compare")
+    with set_up(args) as device:
+        {"compare": compare, "label": label, "prompt": talk}[way](args, device)
 
 
 if __name__ == "__main__":

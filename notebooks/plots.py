@@ -3,13 +3,12 @@
 import itertools
 import json
 import random
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from data import DISHES, GREETERS, SMALL_TALK, WORLD, fact_words, facts
+from data import DISHES, GREETERS, SMALL_TALK, WORDS, facts, kind_of
 
 plt.rcParams |= {
     "figure.facecolor": "white",
@@ -47,11 +46,18 @@ def check(number, answer, truth):
 # ----------------------------------------------------------------------------------------------------
 # Kinds of answers
 
-KINDS = {  # and their colors: what people like is green, what is wrong is red
+KINDS = {  # of `data.kind_of`, and their colors: what people like is green, what is wrong is red
     "full": "#1a7a3c",
-    "repeats, and it is the news": "#63b67b",
+    "lucky": "#63b67b",
     "short": "#b5dcae",
     "rambling": "#e8c25a",
+    "wrong, obvious": "#d1495b",
+    "wrong, hidden": "#eba0a8",
+    "off topic": "#a9a4cf",
+    "repeats": "#7f8c99",
+}
+OLD_KINDS = {  # race.json and roads.json have these names until the race is run anew; then this goes
+    "repeats, and it is the news": "#63b67b",
     "wrong word": "#d1495b",
     "beside the point": "#a9a4cf",
     "repeats the first sentence": "#7f8c99",
@@ -60,30 +66,6 @@ KINDS = {  # and their colors: what people like is green, what is wrong is red
 SMALL_TALK_SENTENCES = {
     template.format(*words) for template, *gaps in SMALL_TALK for words in itertools.product(*gaps)
 }
-
-
-def first_sentence(post):
-    return re.match(r"\w+: (.+?\.)", post)[1]
-
-
-def kind_of(post, answer):
-    """Which of `KINDS` an answer is, from the facts of its post."""
-    name, verb, thing, place = facts(post)
-    answer, first, full = answer.strip(), first_sentence(post), f"{name} {verb} my {thing} {place}."
-    stated = set(re.findall(r"\w+", answer)) & fact_words()
-    if answer == first:
-        return "repeats, and it is the news" if facts(first) else "repeats the first sentence"
-    if answer == full:
-        return "full"
-    if answer == f"{name} {verb} my {thing}.":
-        return "short"
-    if answer in SMALL_TALK_SENTENCES:
-        return "beside the point"
-    if answer.startswith(full) and answer[len(full) :].strip() in SMALL_TALK_SENTENCES:
-        return "rambling"
-    if re.match(r"(My \w+ )?\w+ \w+ my \w+", answer) and stated - set(facts(post)):
-        return "wrong word"
-    return "else"
 
 
 def shares(posts, answers, weights=None):
@@ -98,7 +80,7 @@ def shares(posts, answers, weights=None):
 def spoiled(post, rng=random):
     """The full summary of a post, and what it becomes with each kind of fault: {fault: answer}."""
     name, verb, thing, place = facts(post)
-    other = lambda key, word: rng.choice([w for w in WORLD[post.split(":")[0]][key] if w != word])
+    other = lambda key, word: rng.choice([w for w in WORDS[post.split(":")[0]][key] if w != word])
     small_talk = rng.choice(sorted(SMALL_TALK_SENTENCES))
     return f" {name} {verb} my {thing} {place}.", {
         "beside the point": f" {small_talk}",
@@ -115,7 +97,8 @@ def stacked_bars(rows, title, path=None):
     """One bar for each row {label: shares}, made of kinds of answers; also into a file."""
     fig, axis = plt.subplots(figsize=(9, 1.5 + 0.5 * len(rows)))
     left = np.zeros(len(rows))
-    for kind, color in KINDS.items():
+    for kind in next(iter(rows.values())):
+        color = (KINDS | OLD_KINDS)[kind]
         widths = np.array([row[kind] for row in rows.values()])
         axis.barh(range(len(rows)), widths, left=left, color=color, edgecolor="white", label=kind)
         for y, (x, width) in enumerate(zip(left, widths)):

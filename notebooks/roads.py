@@ -29,7 +29,8 @@ from race import (
 )
 
 import plots
-from data import Tokenizer, ask_volunteers, documents, encode_pairs, judge, read_preferences, write_records
+from data import Tokenizer, ask_volunteers, documents, encode_pairs, judge, kind_of, read_preferences
+from data import write_records
 from model import ScalarGPT, load_model, own_pairs, sample_texts
 from sample import measure
 
@@ -78,13 +79,13 @@ def over_optimisation():
 # ----------------------------------------------------------------------------------------------------
 # 2. Support: pairs between two kinds of answers only
 
-TWO_KINDS = {"full", "repeats the first sentence"}
+TWO_KINDS = {"full", "repeats"}
 
 
 def two_kinds(seed):
     """The pairs of a seed that are between the two kinds: the file."""
     records = read_preferences(home_of(seed, "pretrain") / "preferences.jsonl")
-    kinds = lambda r: {plots.kind_of(r["prompt"], r[side]) for side in ("chosen", "rejected")}
+    kinds = lambda r: {kind_of(r["prompt"], r[side]) for side in ("chosen", "rejected")}
     write_records(home_of(seed, "two-kinds.jsonl"), [r for r in records if kinds(r) == TWO_KINDS])
     return home_of(seed, "two-kinds.jsonl")
 

@@ -36,7 +36,7 @@ def judged(directory, k):
     if not base.exists():
         np.save(base, measure(reference, reference, tokenizer, POSTS, 256)[1])
     start = np.load(base)
-    kls, best = frontier(start).mean(2)
+    kls, best = np.mean(frontier(start), axis=2)
     _, scores, log_ratios, _ = measure(load_model(directory), reference, tokenizer, POSTS, k)
     score, kl = scores.mean(), log_ratios.mean()
     return {

@@ -41,7 +41,7 @@ import ppo  # noqa: E402
 import pretrain  # noqa: E402
 import reward  # noqa: E402
 from data import MAX_ANSWER_TOKENS, Tokenizer, ask_volunteers, documents, pad_rows, read_preferences  # noqa: E402
-from data import batches, write_records  # noqa: E402
+from data import ASKED, batches, write_records  # noqa: E402
 from model import load_model  # noqa: E402
 from sample import frontier, measure  # noqa: E402
 
@@ -83,7 +83,7 @@ def find_target(folder):
     torch.manual_seed(0)
     reference = load_model(f"{folder}/ours/pretrain")
     scores = measure(reference, reference, Tokenizer.load(f"{folder}/ours/pretrain"), POSTS, 256)[1]
-    kls, best = frontier(scores).mean(2)
+    kls, best = np.mean(frontier(scores), axis=2)
     return scores.mean() + 0.9 * (np.interp(1, kls, best) - scores.mean())
 
 
@@ -93,8 +93,6 @@ def ours(leg, home, seed, target):
     script = SCRIPTS["dpo" if leg == "pairs" else leg]
     args = script.parser.parse_args(f"{where}--out {home}/{leg} --seed {seed}".split())
     if leg == "pairs":
-        args.out = home
-        model.set_up(args)
         model.own_pairs(args, load_model(args.init), Tokenizer.load(args.init))
     elif leg in ("dpo", "ppo"):
         reference, tokenizer, steps = load_model(args.init), Tokenizer.load(args.init), model.Run.__iter__
@@ -187,7 +185,7 @@ def their_tokenizer(home):
 def their_pairs(home, seed, batch_size):
     net, tokenizer = network("GPT2LMHeadModel", home / "pretrain").eval(), their_tokenizer(home)
     torch.manual_seed(seed)
-    posts = [d.prompt for d in documents(16000, seed=[seed, 2], kind="POST")]
+    posts = [d.prompt for d in documents(16000, seed=[seed, ASKED], kind="POST")]
     twice = sorted(range(len(posts) * 2), key=lambda i: len(posts[i // 2]))
     answers = [None] * len(twice)
     how = {"do_sample": True, "top_k": 0, "max_new_tokens": MAX_ANSWER_TOKENS}
@@ -198,7 +196,7 @@ def their_pairs(home, seed, batch_size):
         written = net.generate(**asked, **how)[:, asked["input_ids"].shape[1] :]
         for j, text in zip(some, tokenizer.batch_decode(written, skip_special_tokens=True)):
             answers[j] = text
-    write_records(home / "pretrain/preferences.jsonl", ask_volunteers(posts, answers, seed=[seed, 2]))
+    write_records(home / "pretrain/preferences.jsonl", ask_volunteers(posts, answers, seed=[seed, ASKED]))
     return True
 
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import model as M
 from data import BadInput, Tokenizer, documents, pad_pairs, pad_rows, write_files
 from model import GPT, Cache, Config, ScalarGPT, generate, load_model, save_model, token_log_probs
-from model import draw, filter_logits, final_scores, make_optimizers, read_safetensors, safetensors_bytes
-from model import number, sample_texts, set_lr, token_values
+from model import filter_logits, final_scores, make_optimizers, number, read_safetensors
+from model import safetensors_bytes, sample_texts, seeded, set_lr, token_values
 
 CONFIG = Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
 EOS = 60
@@ -24,10 +24,9 @@ NO_TEXT = SimpleNamespace(eos=EOS, pad=59, files=dict)  # a tokenizer without fi
 
 def grown(kind):
     """A model with larger weights than at birth, so that an error in any part shows in what it says."""
-    torch.manual_seed(0)
-    model = kind(CONFIG)
+    model = kind(CONFIG, seeded("weights", 0))
     for p in model.parameters():
-        p.data += 0.2 * torch.randn_like(p)
+        p.data += 0.2 * torch.randn(p.shape, generator=seeded("more", 0))
     return model
 
 
@@ -39,10 +38,6 @@ def gpt():
 @pytest.fixture
 def scalar():
     return grown(ScalarGPT)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 TOKENS = torch.randint(0, 61, (3, 40), generator=seeded(1))
@@ -124,8 +119,7 @@ def test_tokenizer_files_open_in_transformers(tmp_path):
 
 def test_a_model_begins_as_gpt2_begins():
     """Radford et al.: N(0, 0.02), and smaller by √(2 layers) where a block adds to the stream."""
-    torch.manual_seed(0)
-    model = GPT(Config(vocab_size=200, n_positions=64, n_embd=64, n_layer=8))
+    model = GPT(Config(vocab_size=200, n_positions=64, n_embd=64, n_layer=8), seeded(0))
     for name, p in model.named_parameters():
         if p.dim() == 2:
             expected = 0.02 / 4 if name.endswith("c_proj.weight") else 0.02
@@ -138,12 +132,9 @@ def test_a_model_begins_as_gpt2_begins():
     assert loss.item() == pytest.approx(math.log(200), abs=0.1)
 
 
-@pytest.mark.parametrize(
-    "change", [{"vocab_size": 0}, {"n_layer": 0}, {"n_head": 0}, {"n_head": 5}, {"n_embd": -4}]
-)
-def test_sizes_that_make_no_model_are_refused(change):
-    with pytest.raises(BadInput, match="below 1|not a multiple"):
-        Config(**vars(CONFIG) | change)
+def test_sizes_that_make_no_model_are_refused():
+    with pytest.raises(BadInput, match="n_embd 32 is not a multiple of n_head 5"):
+        Config(**vars(CONFIG) | {"n_head": 5})
     with pytest.raises(BadInput, match="'relu', not 'gelu'"):
         Config(9, activation_function="relu")
 
@@ -437,26 +428,6 @@ def test_sampling_frequencies_follow_the_softmax(gpt, temperature):
     assert not chi_square_is_small(np.bincount(second, minlength=61), len(second) * other)
 
 
-def test_a_draw_takes_the_token_under_a_uniform_number(monkeypatch):
-    """With numbers spread evenly over [0, 1) each token comes exactly as often as its probability says."""
-    p = torch.tensor([0.0, 0.1, 0.25, 0.0, 0.4, 0.25, 0.0], dtype=torch.float64)
-    even = (torch.arange(1000, dtype=torch.float64)[:, None] + 0.5) / 1000
-    monkeypatch.setattr(M.torch, "rand", lambda *size, **how: even)
-    tokens = draw(p.log().repeat(1000, 1))
-    assert torch.bincount(tokens, minlength=7).tolist() == [0, 100, 250, 0, 400, 250, 0]
-
-
-@pytest.mark.parametrize("u", [0.0, 2**-24, 0.5, 1 - 2**-24])
-def test_a_draw_never_takes_what_is_impossible(monkeypatch, u):
-    """Not even where the uniform number is the least or the largest one, or the sum of all misses 1."""
-    monkeypatch.setattr(M.torch, "rand", lambda rows, columns, **how: torch.full((rows, columns), u))
-    logits = 3 * torch.randn(500, 61, generator=seeded(0))
-    logits[:, [0, 30, 60]] = -math.inf
-    tokens = draw(logits.log_softmax(-1))
-    assert tokens.shape == (500,) and tokens.min() >= 0 and tokens.max() <= 60
-    assert logits[torch.arange(500), tokens].isfinite().all()
-
-
 def test_top_k_and_top_p_by_hand():
     logits = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.15, 0.5, 0.25]]).log()
 
@@ -481,8 +452,7 @@ def test_top_k_and_top_p_by_hand():
 def test_texts_are_continued_in_their_order_whatever_their_length():
     texts = [document.prompt + document.response for document in documents(50, seed=0)]
     tokenizer = Tokenizer.train(texts, 300)
-    torch.manual_seed(0)
-    gpt = GPT(Config(len(tokenizer.vocab), 48, 16, 1, 2))
+    gpt = GPT(Config(len(tokenizer.vocab), 48, 16, 1, 2), seeded(0))
     gpt.transformer.wte.weight.data *= 30
     prompts = ["It", "It rained all day", "My cousin", "I", "It rained", "I had soup for", "The"]
     found = sample_texts(gpt, tokenizer, prompts, 6, batch_size=3, temperature=0)
@@ -600,7 +570,7 @@ def test_a_language_model_becomes_a_reward_model_with_a_new_head(gpt, tmp_path):
     save_model(gpt, NO_TEXT, tmp_path)
     with pytest.raises(BadInput, match="a language model, not a reward model"):
         load_model(tmp_path, ScalarGPT)
-    scalar = load_model(tmp_path, ScalarGPT, new_head=True)
+    scalar = load_model(tmp_path, ScalarGPT, new_head=seeded(0))
     assert torch.equal(scalar.transformer(TOKENS), gpt.transformer(TOKENS))
     assert scalar.score.weight.std().item() == pytest.approx(1 / math.sqrt(33), rel=0.5)
 
@@ -609,7 +579,7 @@ def test_a_language_model_becomes_a_reward_model_with_a_new_head(gpt, tmp_path):
 def test_a_reward_model_keeps_its_head_or_gets_a_new_one_and_is_no_language_model(scalar, tmp_path):
     save_model(scalar, NO_TEXT, tmp_path)
     assert torch.equal(load_model(tmp_path, ScalarGPT).score.weight, scalar.score.weight)
-    fresh = load_model(tmp_path, ScalarGPT, new_head=True)
+    fresh = load_model(tmp_path, ScalarGPT, new_head=seeded(0))
     assert not torch.equal(fresh.score.weight, scalar.score.weight)
     assert torch.equal(fresh.transformer(TOKENS), scalar.transformer(TOKENS))
     with pytest.raises(BadInput, match="a reward model, not a language model"):
@@ -646,13 +616,13 @@ def test_weights_of_another_shape_are_refused(gpt, tmp_path, changes):
     save_model(gpt, NO_TEXT, tmp_path)
     load_model(tmp_path)
     reconfigure(tmp_path, **changes)
-    with pytest.raises(BadInput, match="larger model|do not fit config.json") as caught:
+    with pytest.raises(BadInput, match="the weights do not fit config.json") as caught:
         load_model(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_checkpoint_and_missing_weights_are_refused(gpt, tmp_path):
-    with pytest.raises(BadInput, match="nowhere: no checkpoint there .*run pretrain.py first"):
+    with pytest.raises(BadInput, match="nowhere: no checkpoint there .*run pretrain.py"):
         load_model(tmp_path / "nowhere")
     save_model(gpt, NO_TEXT, tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -677,7 +647,6 @@ def test_bad_configurations_are_refused_in_one_sentence(tmp_path, content):
         ("model_type", "llama"),
         ("n_head", 5),
         ("n_head", 0),
-        ("n_layer", 0),
         ("n_layer", "three"),
         ("n_layer", None),
         ("n_embd", [32]),
@@ -687,6 +656,8 @@ def test_bad_configurations_are_refused_in_one_sentence(tmp_path, content):
         ("layer_norm_epsilon", 1e-6),
         ("n_inner", 64),
         ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("add_cross_attention", True),
         ("tie_word_embeddings", False),
     ],
 )
@@ -695,10 +666,11 @@ def test_a_configuration_of_another_network_is_refused(gpt, tmp_path, name, valu
     reconfigure(tmp_path, n_inner=4 * 32)
     load_model(tmp_path)
     reconfigure(tmp_path, **{name: value})
-    with pytest.raises(BadInput, match="config.json: not a GPT-2 configuration") as caught:
+    with pytest.raises(
+        BadInput, match=r"config.json: .*" + ("llama" if name == "model_type" else name)
+    ) as caught:
         load_model(tmp_path)
-    hints = [name, "below 1", "NoneType", "three", "'list'", "infinity"]  # what is wrong
-    assert any(hint in str(caught.value) for hint in hints) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -708,13 +680,15 @@ def test_a_configuration_of_another_network_is_refused(gpt, tmp_path, name, valu
         {"n_layer": 10**6},
         {"n_positions": 10**12},
         {"n_embd": 10**9, "n_inner": 4 * 10**9},
+        {"n_layer": 0},
+        {"n_embd": -4, "n_inner": -16},
         {"vocab_size": 10**30},
     ],
 )
 def test_a_configuration_that_asks_for_more_than_there_is_costs_no_memory(gpt, tmp_path, changes):
     save_model(gpt, NO_TEXT, tmp_path)
     reconfigure(tmp_path, **changes)
-    with pytest.raises(BadInput, match="larger model"):
+    with pytest.raises(BadInput, match="do not fit config.json"):
         load_model(tmp_path)
 
 

@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import call, copy, metrics
 
 import ppo
-from conftest import call, metrics
-from data import Tokenizer, read_preferences
-from model import ScalarGPT, load_model
+from data import ASKED, KINDS, Tokenizer, documents, read_preferences
+from model import ScalarGPT, generate, load_model, seeded
 from ppo import CLIP, LAMBDA, gae, group_advantages, policy_loss, token_rewards, value_loss, whiten
 
 MASK = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]]).bool()
@@ -158,8 +158,8 @@ def watch(monkeypatch):
     def watched(name):
         real, calls = getattr(ppo, name), seen.setdefault(name, [])
 
-        def spy(*how):
-            calls.append((how, real(*how)))
+        def spy(*how, **more):
+            calls.append((how, real(*how, **more)))
             return calls[-1][1]
 
         return spy
@@ -182,9 +182,8 @@ def slow_rollout(tokens, mask, eos):
     with torch.no_grad():
         for text, n in whole_texts(tokens, mask):
             said = critic(text)[0].double()
-            scores.append(
-                said[-1].item() - (0 if text[0, -1] == eos else 1)
-            )  # who does not end loses a point
+            ended = text[0, -1] == eos
+            scores.append(said[-1].item() - (0 if ended else 1))  # who does not end loses a point
             values.append(said[-n - 1 : -1].tolist())
             logits = reference(text)[0, -n - 1 : -1].double()
             log_probs.append(logits.log_softmax(-1).gather(1, text[0, -n:, None])[:, 0].tolist())
@@ -231,7 +230,7 @@ def test_the_first_iteration_once_more_by_hand(home, monkeypatch):
     ratios = [loss[1][how[3]].detach() for how, loss in seen["policy_loss"]]
     mean_of = lambda figure: np.mean([figure(ratio).mean().item() for ratio in ratios])
     expected = {
-        "score": np.mean(scores),
+        "reward": np.mean(scores),
         "kl": np.mean(log_ratios),
         "objective": np.mean(scores) - 0.3 * np.mean(log_ratios),
         "entropy": -old_log_probs.sum().item() / sum(lengths),
@@ -246,9 +245,11 @@ def test_the_first_iteration_once_more_by_hand(home, monkeypatch):
         "explained_variance": 1 - every.var() / np.concatenate(all_returns).var(),
     }
     first = metrics("runs/ppo-watched")[0]
-    assert first.keys() - {"step"} == expected.keys()
     for name, value in expected.items():
-        assert first[name] == pytest.approx(value, abs=2e-3 if name == "explained_variance" else 1e-4), name
+        rel, absolute = (
+            (1e-2, 1e-7) if name == "approx_kl" else (1e-4, 2e-3 if name == "explained_variance" else 1e-4)
+        )
+        assert first[name] == pytest.approx(value, rel=rel, abs=absolute), name
 
 
 @pytest.mark.parametrize("kind", ["rloo", "grpo"])
@@ -302,7 +303,7 @@ def test_it_starts_as_the_reference_and_explains_every_figure(home):
     assert abs(lines[0]["kl"]) < 1e-4 and lines[0]["ratio"] == pytest.approx(1, abs=0.05)
     for name in lines[0].keys() - {"step"}:
         assert f"    {name} " in ppo.__doc__, f"{name} is logged but not explained"
-    assert {"final", "reward", "kl", "explained_variance", "seconds"} == set(lines[-1])
+    assert {"final", "reward", "kl", "explained_variance", "seconds"} <= set(lines[-1])
 
 
 @pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
@@ -311,5 +312,67 @@ def test_every_way_of_crediting_learns_a_reward_of_ones_own(home, monkeypatch, a
     monkeypatch.setitem(ppo.REWARDS, "letters", lambda prompt, response: response.count("a"))
     how = ["--reward", "letters", "--advantage", advantage, "--steps", 15, "--batch-size", 32, "--beta", 0.01]
     call("ppo", "--out", f"runs/ppo-{advantage}", *how, "--lr", 0.02)
-    scores = [line["score"] for line in metrics(f"runs/ppo-{advantage}")[:-1]]
+    scores = [line["reward"] for line in metrics(f"runs/ppo-{advantage}")[:-1]]
     assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 1
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is rewarded
+
+
+def test_the_implicit_reward_of_a_language_model(home):
+    """β (log π − log π_ref), answer by answer, token by token, with the β that it was trained with."""
+    call("dpo", "--out", "runs/dpo-beta", "--beta", 0.3, "--steps", 30)
+    tokenizer, reference = Tokenizer.load("runs/pretrain"), load_model("runs/pretrain")
+    policy = load_model("runs/dpo-beta")
+    assert policy.beta == 0.3 and reference.beta is None
+    prompts = [tokenizer.encode(r["prompt"]) for r in read_preferences("runs/pretrain/preferences.jsonl")[:6]]
+    tokens, mask, _ = generate(reference, prompts, 32, tokenizer.eos, generator=seeded(0))
+    args = ppo.parser.parse_args(["--reward", "runs/dpo-beta"])
+    score, _ = ppo.load_reward(args, tokenizer, reference)
+    found = score(tokens, mask, min(map(len, prompts)))
+    for got, (text, n) in zip(found.tolist(), whole_texts(tokens, mask)):
+        said = []
+        with torch.no_grad():
+            for network in (policy, reference):
+                log_probs = network(text)[0, -n - 1 : -1].double().log_softmax(-1)
+                said.append(log_probs.gather(1, text[0, -n:, None]).sum().item())
+        lost = 0 if text[0, -1] == tokenizer.eos else 1
+        assert got == pytest.approx(0.3 * (said[0] - said[1]) - lost, abs=1e-4)
+    assert found.std() > 1e-3
+
+
+def test_a_reward_with_a_name_sees_the_texts_and_needs_no_preference_file(home, monkeypatch, tmp_path):
+    """Prompts come from the world. What the function is given is what was generated."""
+    copy("runs/pretrain", tmp_path / "init")
+    (tmp_path / "init/preferences.jsonl").unlink()
+    asked = []
+    monkeypatch.setitem(ppo.REWARDS, "spy", lambda *texts: asked.append(texts) or 1.0)
+    seen = watch(monkeypatch)
+    options = ["--init", tmp_path / "init", "--reward", "spy", "--steps", 1, "--batch-size", 16]
+    call("ppo", *options, "--out", tmp_path / "out")
+    tokenizer = Tokenizer.load("runs/pretrain")
+    (_, prompts, *_), (tokens, mask, _) = seen["generate"][0]
+    answers = [tokenizer.decode(row[new]) for row, new in zip(tokens, mask)]
+    assert asked[:16] == [(tokenizer.decode(prompt), text) for prompt, text in zip(prompts, answers)]
+    world = {d.prompt for d in documents(10_240, [1, ASKED], KINDS[0])}
+    assert {prompt for prompt, _ in asked} <= world
+
+
+def test_the_context_is_the_shortest_of_all_networks(home):
+    """A reward model that reads less than the policy: prompts are cut to what both can read."""
+    call("pretrain", "--out", "runs/short", "--block-size", 140, "--steps", 60)
+    assert Tokenizer.load("runs/short") == Tokenizer.load("runs/pretrain")
+    prompts = [record["prompt"] for record in read_preferences("runs/pretrain/preferences.jsonl")]
+    assert max(len(Tokenizer.load("runs/short").encode(prompt)) for prompt in prompts) > 140 - 32
+    call(
+        "reward",
+        "--init",
+        "runs/short",
+        "--data",
+        "runs/pretrain/preferences.jsonl",
+        "--out",
+        "runs/short-reward",
+    )
+    call("ppo", "--reward", "runs/short-reward", "--steps", 1, "--out", "runs/ppo-short")
+    assert metrics("runs/ppo-short")[-1]["final"]

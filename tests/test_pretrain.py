@@ -9,8 +9,8 @@ from conftest import call, metrics
 from torch.autograd import gradcheck
 
 import pretrain
-from data import BadInput, Tokenizer, documents
-from model import GPT, Config, load_model
+from data import HELD_OUT, TRAINED, BadInput, Tokenizer, documents
+from model import GPT, Config, load_model, seeded
 from pretrain import next_token_loss
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [2, 6, 5, 0, 0]])
@@ -28,8 +28,7 @@ def slow_loss(logits, tokens, mask):
 
 
 def test_the_loss_is_the_mean_surprise_under_the_mask():
-    torch.manual_seed(0)
-    model = GPT(Config(vocab_size=7, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    model = GPT(Config(vocab_size=7, n_positions=8, n_embd=8, n_layer=1, n_head=2), seeded(0))
     expected = slow_loss(model(TOKENS).double(), TOKENS, MASK)
     assert next_token_loss(model, TOKENS, MASK).item() == pytest.approx(expected, rel=1e-6)
 
@@ -73,7 +72,7 @@ def test_the_first_token_is_given_and_never_guessed(home, monkeypatch):
             ids = [row[0].item(), *row[guessed].tolist()]
             assert ids[-1] == tokenizer.eos and tokenizer.eos not in ids[:-1]
             texts.append(tokenizer.decode(ids))
-    expected = documents(64, seed=[1, 0]) + documents(1024, seed=[0, 1])  # 8 steps of 8; the held-out ones
+    expected = documents(64, [1, TRAINED]) + documents(1024, [0, HELD_OUT])  # 8 steps of 8; the held-out ones
     assert sorted(texts) == sorted(d.prompt + d.response for d in expected)
 
 
@@ -90,7 +89,7 @@ def test_the_held_out_loss_and_the_entropy_beside_it(home):
     """Both once more: document by document, from the saved model, and from the source's own probabilities."""
     tokenizer, model = Tokenizer.load("runs/pretrain"), load_model("runs/pretrain")
     nats, tokens, n_bytes, surprise = 0.0, 0, 0, 0.0
-    for prompt, response, _, log_prob in documents(1024, seed=[0, 1]):
+    for prompt, response, _, log_prob in documents(1024, [0, HELD_OUT]):
         ids = torch.tensor(tokenizer.encode(prompt + response) + [tokenizer.eos])
         with torch.no_grad():
             log_probs = model(ids[None, :-1])[0].double().log_softmax(-1)

@@ -6,7 +6,7 @@ import torch
 import reward
 from conftest import call, metrics
 from data import MAX_ANSWER_TOKENS, Tokenizer, read_preferences
-from model import Config, ScalarGPT, final_scores, generate, load_model
+from model import Config, ScalarGPT, final_scores, generate, load_model, seeded
 from reward import calibration, pair_scores, reward_loss
 
 CONFIG = Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2)
@@ -15,8 +15,7 @@ PAIRS = [([1, 2, 3], [4, 10], [5, 6, 7, 10]), ([8], [9, 9, 10], [10])]  # 10 is 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    return ScalarGPT(CONFIG)
+    return ScalarGPT(CONFIG, seeded(0))
 
 
 def test_loss_by_hand():
@@ -66,10 +65,20 @@ def test_shift_adds_a_constant_to_every_score(model):
 
 def test_calibration_by_hand():
     sure = math.log(0.84 / 0.16)  # σ of it is 0.84
-    margins = torch.tensor([sure] * 3 + [-sure] + [0.1, -0.1])
-    (low, low_right, low_n), (high, high_right, high_n) = calibration(margins)
+    margins = torch.tensor([sure] * 3 + [-sure] + [0.1, -0.1, 0.4, -0.4])  # σ of 0.4 is 0.599
+    (low, low_right, low_n), (middle, _, middle_n), (high, high_right, high_n) = calibration(margins)
     assert (low_n, low_right) == (2, 0.5) and low == pytest.approx(1 / (1 + math.exp(-0.1)))
     assert (high_n, high_right) == (4, 0.75) and high == pytest.approx(0.84)
+    assert middle_n == 2 and middle == pytest.approx(1 / (1 + math.exp(-0.4)))
+    assert len(calibration(margins, bins=2)) == 2  # a half to three quarters, and up to 1
+
+
+def test_the_bins_of_calibration_reach_from_a_half_to_1():
+    """Ten bins of equal width: certainties in their middles fall into one each."""
+    certainty = torch.arange(10) / 20 + 0.525
+    rows = calibration((certainty / (1 - certainty)).log())
+    assert [n for *_, n in rows] == [1] * 10
+    assert [c for c, *_ in rows] == pytest.approx(certainty.tolist(), abs=1e-5)
 
 
 def test_scores_have_mean_0_on_the_references_answers(home):
@@ -80,8 +89,7 @@ def test_scores_have_mean_0_on_the_references_answers(home):
     assert model.config == reference.config  # no block more
     posts = [record["prompt"] for record in read_preferences("runs/pretrain/preferences.jsonl")]
     prompts = [tokenizer.encode(post) for post in posts for _ in range(4)]
-    torch.manual_seed(0)
-    tokens, mask, _ = generate(reference, prompts, MAX_ANSWER_TOKENS, tokenizer.eos)
+    tokens, mask, _ = generate(reference, prompts, MAX_ANSWER_TOKENS, tokenizer.eos, generator=seeded(0))
     with torch.no_grad():
         scores = final_scores(model, tokens, mask)
     few = len(posts) // 10  # the shift was measured on so many answers
@@ -93,8 +101,8 @@ def test_the_shift_is_the_mean_over_answers_of_the_reference_to_the_held_out_pos
     """Over those very answers the mean is 0, not only to its standard error."""
     seen, real = [], reward.generate
 
-    def watch(*how):
-        seen.append((how, real(*how)))
+    def watch(*how, **more):
+        seen.append((how, real(*how, **more)))
         return seen[-1][1]
 
     monkeypatch.setattr(reward, "generate", watch)

@@ -16,19 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import MODULES, SCRIPTS, call, contents, copy, metrics, save_after_every_step, start, weights
 from safetensors.torch import load_file, save_file
-from conftest import MODULES, call, contents, copy, metrics, save_after_every_step, start, weights
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
-import dpo
 import model
-import ppo
-import pretrain
-import reward
 from data import BadInput, Tokenizer
-from model import GPT, ScalarGPT, load_model, read_safetensors, safetensors_bytes
+from model import GPT, ScalarGPT, load_model, read_safetensors, safetensors_bytes, seeded
 
-SCRIPTS = ["pretrain", "dpo", "reward", "ppo"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SAVING = "import conftest; conftest.save_after_every_step()"  # for `start`
 
@@ -97,7 +94,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(home, strai
     on_the_clock(name, "--out", out, "--resume")
     assert weights(out) == weights(f"runs/{name}-straight")
     assert metrics(out) == straight[name]
-    assert not Path(out, "resume.pt").exists() and not Path(out, "metrics-unfinished.jsonl").exists()
+    assert not Path(out, "resume.pt").exists()
 
 
 @every_script
@@ -118,22 +115,38 @@ def test_a_run_that_was_stopped_after_its_last_step_can_be_resumed(home, straigh
 
 
 @every_script
-@pytest.mark.parametrize("damage", ["missing", "half a line", "nonsense"])
-def test_resuming_needs_no_metrics_file(home, straight, name, damage):
-    out = Path(f"runs/{name}-{damage.replace(' ', '-')}")
-    on_the_clock(name, "--out", out, stop_after=4)
-    live = out / "metrics-unfinished.jsonl"
-    match damage:
-        case "missing":
-            live.unlink()
-        case "half a line":
-            live.write_text('{"step": 1, "lo')
-        case "nonsense":
-            live.write_bytes(b"\xff\x00[")
-            (out / "metrics.jsonl").write_bytes(b"\xff")
-    on_the_clock(name, "--out", out, "--resume")
-    assert weights(out) == weights(f"runs/{name}-straight")
-    assert metrics(out) == straight[name]
+def test_what_decides_no_result_may_change_when_a_run_goes_on(home, straight, tmp_path, name):
+    """A folder that was moved and is written with a slash, and the device by its name."""
+    on_the_clock(name, "--out", tmp_path / "before", stop_after=4)
+    (tmp_path / "before").rename(tmp_path / "after")
+    on_the_clock(name, "--out", f"{tmp_path}/after/", "--device", "cpu", "--resume")
+    assert weights(tmp_path / "after") == weights(f"runs/{name}-straight")
+
+
+def test_what_a_script_keeps_in_its_state_comes_back(tmp_path):
+    """Numbers, tensors and lists; and networks of one's own that are given as models."""
+    args = argparse.Namespace(out=tmp_path, resume=False, began=0.0)
+    average = torch.nn.Linear(2, 2)
+    run = model.Run(args, "own", 4, [], [average], [])
+    run.state |= {"beta": 0.25, "mean": torch.arange(3.0), "seen": [1, "two"]}
+    run.save()
+    before, args.resume = average.weight.detach().clone(), True
+    run = model.Run(args, "own", 4, [], [average], [])
+    assert run.state["beta"] == 0.25 and run.state["seen"] == [1, "two"]
+    assert run.state["mean"].tolist() == [0, 1, 2] and torch.equal(average.weight, before)
+
+
+@every_script
+def test_all_randomness_comes_from_generators_of_its_own(home, straight, monkeypatch, name):
+    """Neither the seeds of the whole process nor texts that nobody samples change anything."""
+    torch.manual_seed(7)
+    np.random.seed(7)
+    random.seed(7)
+    silent = lambda network, tokenizer, prompts, *how, **more: [""] * len(prompts)
+    if hasattr(MODULES[name], "sample_texts"):
+        monkeypatch.setattr(MODULES[name], "sample_texts", silent)
+    call(name, "--out", f"runs/{name}-other-randomness")
+    assert weights(f"runs/{name}-other-randomness") == weights(f"runs/{name}-straight")
 
 
 CHANGES = [
@@ -176,7 +189,7 @@ def test_a_run_does_not_go_on_from_something_else(home, tmp_path, name, what):
             here["text"].write_text(here["text"].read_text().replace("seven", "eight"))
         case "the pairs":
             here["pairs"].write_text(here["pairs"].read_text().replace("POST", "GHOST", 1))
-    named = r"--lr \(was 0" if what == "--lr" else r"the data or the --init weights \(was "
+    named = r"--lr \(was 0" if what == "--lr" else r"the data or the first weights \(was "
     with pytest.raises(BadInput, match=r"resume.pt: changed since that run was stopped: " + named):
         call(name, *options, "--resume")
     after = contents(tmp_path / "out")
@@ -221,15 +234,13 @@ def test_a_run_that_stops_at_nan_leaves_the_finished_run_alone(home, tmp_path, n
     before = contents(tmp_path / "out")
     with pytest.raises(BadInput, match=r"step \d+: .*--lr is too high"):
         call(name, "--out", tmp_path / "out", *more)
-    after = contents(tmp_path / "out")
-    assert after.pop("metrics-unfinished.jsonl") is not None
-    assert after == before
+    assert contents(tmp_path / "out") == before
 
 
-def assert_whole(out, kind):
+def assert_whole(out):
     """The checkpoint opens. A kill just between two of its files is noticed, and the run can be resumed."""
     try:
-        load_model(out, kind)
+        load_model(out, network=None)
         Tokenizer.load(out)
     except BadInput as error:
         assert "config.json is missing" in str(error) and (out / "resume.pt").exists()
@@ -242,8 +253,7 @@ def test_kills_at_any_moment_leave_what_was_saved_and_a_run_that_goes_on(home, n
     TRUST_KILLS says how often. The checkpoint always opens, and is either the old or the new one. A run that
     gets to its end has the weights of one that was left alone.
     """
-    rng, kind = random.Random(name), ScalarGPT if name == "reward" else GPT
-    steps = ["--steps", 12 if name == "ppo" else 40]
+    rng, steps = random.Random(name), ["--steps", 12 if name == "ppo" else 40]
     out, left_alone = Path("runs", f"{name}-killed"), f"runs/{name}-left-alone"
     began = time.time()
     call(name, *steps, "--out", left_alone)
@@ -266,7 +276,7 @@ def test_kills_at_any_moment_leave_what_was_saved_and_a_run_that_goes_on(home, n
             assert weights(out) == new
             ends += 1
         assert weights(out) in (old, new)
-        assert_whole(out, kind)
+        assert_whole(out)
         assert metrics(out)[-1]["final"]
         if (out / "resume.pt").exists():
             torch.load(out / "resume.pt", weights_only=True)
@@ -309,9 +319,7 @@ def test_a_full_disk_is_said_and_harms_nothing(home, name):
     assert re.fullmatch(
         rf"{name}.py: .*File too large; what was saved before is untouched", said.splitlines()[-1]
     )
-    after = contents(f"runs/{name}")
-    assert after.pop("metrics-unfinished.jsonl") is not None
-    assert after == before
+    assert contents(f"runs/{name}") == before
 
 
 def test_a_disk_that_fills_up_while_a_run_saves_leaves_the_last_save(home, straight):
@@ -389,14 +397,18 @@ REFUSED = {
     "pretrain --block-size 20": "do not fit into a context of 20",
     "pretrain --vocab-size 10": "a vocabulary of 10 is too small",
     "pretrain --data nothing.txt": "nothing.txt: cannot be read (No such file",
-    "pretrain --data .": ".: not a file",
+    "pretrain --data .": ".: cannot be read (Is a directory)",
     "pretrain --data short.txt": "tokens are too few; ten times --block-size are needed",
     "pretrain --data latin.txt": "latin.txt:2: not UTF-8",
     "pretrain --init nowhere": "nowhere: no checkpoint there",
     "pretrain --init runs/reward": "runs/reward: a reward model, not a language model",
+    "pretrain --init runs/dpo --n-layer 3": "--n-layer has no effect beside --init",
+    "pretrain --init runs/dpo --block-size 99": "--block-size has no effect beside --init",
     "dpo --init nowhere": "nowhere: no checkpoint there",
     "dpo --data nothing.jsonl": "nothing.jsonl: cannot be read",
     "dpo --data few.jsonl": "few.jsonl: too few pairs (5, of which 0 have equal answers",
+    "dpo --data few.jsonl --pairs 30": "--pairs has no effect beside --data",
+    "dpo --loss sft --beta 2": "--beta has no effect on --loss sft",
     "dpo --data bad.jsonl": "bad.jsonl:2: not JSON",
     "dpo --data equal.jsonl": "equal.jsonl: too few pairs (30, of which 30 have equal answers",
     "dpo --beta 0": "0 is not a number",
@@ -405,12 +417,13 @@ REFUSED = {
     f"dpo --device {NO_DEVICE}": "there is none here",
     "reward --init nowhere": "nowhere: no checkpoint there",
     "reward --data few.jsonl": "few.jsonl: too few pairs (5, of which 0 have equal answers",
+    "reward --data few.jsonl --pairs 30": "--pairs has no effect beside --data",
     "reward --batch-size 5000": "not fewer than --batch-size",
     "ppo --init nowhere": "nowhere: no checkpoint there",
     "ppo --init runs/reward": "runs/reward: a reward model, not a language model",
     "ppo --init runs/dpo": "runs/dpo/preferences.jsonl: cannot be read",
     "ppo --reward nowhere": "nowhere: no checkpoint there",
-    "ppo --reward runs/dpo": "runs/dpo: a language model, not a reward model",
+    "ppo --reward runs/pretrain": "runs/pretrain: not aligned, so it has no implicit reward",
     "ppo --reward runs/foreign": "runs/foreign: its tokenizer is not that of runs/pretrain",
     "ppo --data few.jsonl": "few.jsonl: 5 prompts",
     "ppo --beta -1": "-1 is not a number from 0",
@@ -422,7 +435,14 @@ REFUSED = {
     "sample --compare runs/reward": "runs/reward: a reward model, not a language model",
     "sample --compare runs/pretrain runs/foreign": "runs/foreign: its tokenizer is not that of runs/pretrain",
     "sample --label 1 --init nowhere": "nowhere: no checkpoint there",
-    "sample --label 1 --labels array.json": "array.json: a JSON array",
+    "sample --label 1 --out array.json": "array.json: a JSON array",
+    "sample --label 1 --top-k 5": "--top-k has no effect with --label",
+    "sample --compare --top-p 0.5": "--top-p has no effect with --compare",
+    "sample --compare --init runs/dpo": "--init has no effect with --compare",
+    "sample --compare --max-new-tokens 9": "--max-new-tokens has no effect with --compare",
+    "sample --compare --prompt x": "--prompt has no effect with --compare",
+    "sample --json": "--json has no effect without --compare",
+    "sample --data few.jsonl": "--data has no effect without --label",
     "sample --label 1 --max-new-tokens 999": "no new prompt is left that fits",
     **{f"{name} --out file/x": "file/x: Not a directory" for name in SCRIPTS},
 }
@@ -467,21 +487,6 @@ def test_twenty_pairs_are_enough(home, name):
 
 # ----------------------------------------------------------------------------------------------------
 # Damaged files
-
-
-def test_a_tokenizer_that_does_not_fit_the_weights_is_refused(home, tmp_path):
-    copy("runs/pretrain", tmp_path / "here")
-    vocab_path, merges_path = tmp_path / "here/vocab.json", tmp_path / "here/merges.txt"
-    vocab, lines = json.loads(vocab_path.read_text()), merges_path.read_text().splitlines()
-    vocab_path.write_text(json.dumps(vocab | {"extra": len(vocab)}))
-    with pytest.raises(BadInput, match="the model beside it knows"):
-        Tokenizer.load(tmp_path / "here")
-    vocab_path.write_text(json.dumps(vocab))
-    merges_path.write_text("\n".join([*lines[:5], "one two three", *lines[5:]]))
-    with pytest.raises(BadInput, match="merges.txt:6: not two tokens"):
-        Tokenizer.load(tmp_path / "here")
-    merges_path.write_bytes("\r\n".join(lines).encode())  # saved on Windows
-    assert Tokenizer.load(tmp_path / "here") == Tokenizer.load("runs/pretrain")
 
 
 def mutate(raw, rng):
@@ -595,7 +600,7 @@ def two_processes(name, *options):
     assert printed.count("saved to") == 1  # the first process alone prints
 
 
-@pytest.mark.parametrize("name", ["pretrain", "dpo", "reward"])
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "ppo"])
 def test_two_processes_take_the_same_steps_as_one(home, straight, name):
     two_processes(name, "--out", f"runs/{name}-two")
     one, two = straight[name], metrics(f"runs/{name}-two")
@@ -606,36 +611,51 @@ def test_two_processes_take_the_same_steps_as_one(home, straight, name):
             assert b[figure] == pytest.approx(a[figure], abs=1e-4), figure
 
 
-def test_a_process_counts_by_the_tokens_that_it_has(monkeypatch):
-    """This one has 1 token, loss 2 and gradient (1, 0); the other 3 tokens, loss 6 and gradient (5, 8)."""
-    parameter = torch.zeros(2, requires_grad=True)
-    (parameter * torch.tensor([1.0, 0.0])).sum().backward()
-    theirs = iter([torch.tensor(3.0), torch.tensor(6.0) * 3 / 4, torch.tensor([5.0, 8.0]) * 3 / 4])
+def one_of_two(monkeypatch, *theirs):
+    """Let this process be one of two; `theirs` is what the other one adds, call by call."""
     monkeypatch.setattr(model, "WORLD_SIZE", 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(next(theirs)))
-    loss = model.average_gradients([parameter], torch.tensor(2.0), weight=1)
-    assert loss.item() == (1 * 2 + 3 * 6) / 4
-    assert parameter.grad.tolist() == [(1 * 1 + 3 * 5) / 4, (1 * 0 + 3 * 8) / 4]
+    given = iter(theirs)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(next(given)))
+
+
+def test_a_process_counts_by_the_tokens_that_it_has(monkeypatch):
+    """This one has 1 token and gradient (1, 0); the other 3 tokens and gradient (5, 8)."""
+    network = torch.nn.Linear(2, 1, bias=False)
+    network(torch.tensor([1.0, 0.0])).backward()
+    one_of_two(monkeypatch, 3 * torch.tensor([[5.0, 8.0]]), 3)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *how: None)
+    model.update([network], [], weight=1)
+    assert network.weight.grad.tolist() == [[(1 * 1 + 3 * 5) / 4, (1 * 0 + 3 * 8) / 4]]
+
+
+def test_what_is_logged_is_the_mean_over_all_processes(monkeypatch, tmp_path):
+    """This one has 1 token, loss 2 and figure 8; the other 3 tokens, loss 6 and figure 4."""
+    run = model.Run(argparse.Namespace(out=tmp_path, resume=False, began=0.0), "mean", 1, [], [], [])
+    run.models = [GPT(model.Config(3, 4, 4, 1, 1), seeded(0))]
+    for _ in run:
+        one_of_two(monkeypatch, 3 * torch.tensor([6.0, 4.0]), 3)
+        run.log(weight=torch.tensor(1), loss=2.0, figure=8.0)
+    assert run.metrics == [{"step": 1, "loss": 5.0, "figure": 5.0}]
 
 
 def test_two_processes_of_ppo_earn_the_same_score_as_one(home):
     """Each process writes answers of its own, so only means can agree, to their standard error.
 
-    The figure is the mean score of the last four iterations. Four runs of one process with other seeds tell
-    its standard deviation sd, from sampling and training together. The first of two processes reports on half
-    as many answers, which at most doubles the variance. So the difference of the one run from the mean of the
-    four has a standard error of at most sd √(2 + 1/4); 4 of them are allowed. The gain must be larger.
+    The figure is the mean reward of the last four iterations. Four runs of one process with other seeds tell
+    its standard deviation sd, from sampling and training together. So the difference of one run of two
+    processes from the mean of the four has a standard error of sd √(1 + 1/4); 4 of them are allowed. The gain
+    must be larger.
     """
     options = ["--reward", "length", "--steps", 8, "--batch-size", 64, "--beta", 0.05, "--lr", 0.02]
-    late = lambda lines: np.mean([line["score"] for line in lines[4:8]])
+    late = lambda lines: np.mean([line["reward"] for line in lines[4:8]])
     one, first = [], []
     for seed in range(1, 5):
         call("ppo", *options, "--seed", seed, "--out", "runs/ppo-one")
         one.append(late(metrics("runs/ppo-one")))
-        first.append(metrics("runs/ppo-one")[0]["score"])
+        first.append(metrics("runs/ppo-one")[0]["reward"])
     two_processes("ppo", *options, "--out", "runs/ppo-two")
     two = late(metrics("runs/ppo-two"))
-    allowed = 4 * np.std(one, ddof=1) * math.sqrt(2 + 1 / 4)
+    allowed = 4 * np.std(one, ddof=1) * math.sqrt(1 + 1 / 4)
     assert abs(two - np.mean(one)) < allowed
     assert two - np.mean(first) > allowed
 
@@ -644,14 +664,15 @@ def test_two_processes_of_ppo_earn_the_same_score_as_one(home):
 def test_bfloat16_stays_near_float32(home, straight, name):
     call(name, "--out", f"runs/{name}-bf16", "--dtype", "bfloat16")
     low, full = metrics(f"runs/{name}-bf16")[0], straight[name][0]
-    figure = "kl" if name == "ppo" else "loss"  # "kl" is before the first step: 0 but for the precision
+    figure = "kl" if "kl" in full else "loss"  # "kl" is before the first step: 0 but for the precision
     assert low[figure] != full[figure]  # it did something
     assert low[figure] == pytest.approx(full[figure], abs=0.1)
+    assert not torch.is_autocast_enabled("cpu")  # and it is over
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize(
-    "name, backend", [("pretrain", "eager"), ("dpo", "eager"), ("reward", "inductor"), ("ppo", "eager")]
+    "name, backend", [(name, "inductor" if name == "reward" else "eager") for name in SCRIPTS]
 )
 def test_a_compiled_network_gives_the_same_figures(home, straight, monkeypatch, name, backend):
     """ "eager" traces the network and leaves out the C++ compiler, which takes half a minute a script."""
@@ -664,7 +685,7 @@ def test_a_compiled_network_gives_the_same_figures(home, straight, monkeypatch, 
     monkeypatch.setattr(torch.nn.Module, "compile", with_backend)
     torch._dynamo.reset()  # so that no code compiled for another script is taken
     call(name, "--out", f"runs/{name}-compiled", "--compile")
-    assert len(used) == (2 if name == "ppo" else 1)
+    assert used
     timeless = lambda line: {key: value for key, value in line.items() if key != "seconds"}
     for a, b in zip(straight[name], metrics(f"runs/{name}-compiled"), strict=True):
         assert timeless(b) == pytest.approx(timeless(a), rel=1e-3, abs=1e-4)
@@ -720,8 +741,9 @@ def test_a_gpt2_directory_from_elsewhere_is_a_valid_start_and_goes_back(home, dt
 @pytest.mark.parametrize("held_out", [30, 120])
 def test_evaluation_takes_no_more_memory_when_more_is_held_out(home, monkeypatch, name, held_out):
     """What could grow with the held-out part is a batch, so this looks at the largest without gradients."""
-    line = Path("runs/pretrain/preferences.jsonl").read_text().splitlines()
-    Path("many.jsonl").write_text("\n".join((line * 4)[: 10 * held_out]))
+    records = [json.loads(line) for line in Path("runs/pretrain/preferences.jsonl").open()][:250]
+    more = [record | {"prompt": f"{i} {record['prompt']}"} for i in range(5) for record in records]
+    data.write_records("many.jsonl", more[: 10 * held_out])
     Path("many.txt").write_text("one two three four five six seven\n" * 20 * held_out)
     forward, largest = model.Transformer.forward, {True: 0, False: 0}
 
@@ -732,49 +754,60 @@ def test_evaluation_takes_no_more_memory_when_more_is_held_out(home, monkeypatch
     monkeypatch.setattr(model.Transformer, "forward", watch)
     own = ["--data", "many.txt", "--block-size", 32] if name == "pretrain" else ["--data", "many.jsonl"]
     call(name, "--out", f"runs/{name}-many{held_out}", "--steps", 1, "--batch-size", 8, *own)
-    rows = 16 if name in ("dpo", "reward") else 8  # two to a pair
-    assert largest == {True: rows, False: rows}
+    assert 8 <= largest[False] <= largest[True] <= 16  # pairs are two rows
 
 
 # ----------------------------------------------------------------------------------------------------
 # A GPU need not be waited for
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_no_host_synchronisation_inside_a_step(name):
-    """Forward pass, loss, backward pass and optimizer step, on tensors without values.
+class Waits(TorchDispatchMode):
+    """Counts operations whose result the program must wait for: a number, or a size that depends on it."""
 
-    Where a value would have to come back from the device, as for `.item()` or `nonzero`, PyTorch raises.
-    """
-    from torch._subclasses import FakeTensorMode
+    WAIT = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2")
 
-    pairs = [([1, 2, 3], [4, 10], [5, 6, 7, 10]), ([8, 1], [9, 9, 10], [10])] * 2
-    config = model.Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2)
-    with FakeTensorMode():
-        with pytest.raises(Exception, match="nonzero|data-dependent|dynamic"):
-            torch.zeros(3).nonzero()  # this is what the mode would catch
-        networks = [model.ScalarGPT(config) if name == "reward" else model.GPT(config)]
-        tokens, mask = torch.randint(0, 11, (4, 12)), torch.ones(4, 12, dtype=torch.bool)
-        if name == "pretrain":
-            loss = pretrain.next_token_loss(networks[0], tokens, mask)
-        elif name == "dpo":
-            log_ratios = dpo.pair_log_probs(networks[0], pairs, "cpu") - torch.zeros(4, 2)
-            loss = dpo.dpo_loss(*log_ratios.unbind(1), 0.5).mean()
-        elif name == "reward":
-            loss = reward.reward_loss(*reward.pair_scores(networks[0], pairs, "cpu").unbind(1)).mean()
-        else:
-            networks.append(model.ScalarGPT(config))
-            old, values = torch.randn(4, 12), torch.randn(4, 12)
-            rewards = ppo.token_rewards(torch.randn(4), old, old, mask, 0.4)
-            advantages = ppo.gae(rewards, values, mask)
-            new = model.token_log_probs(networks[0], tokens, mask, 3)
-            loss, _ = ppo.policy_loss(new, old, ppo.whiten(advantages, mask), mask)
-            new_values = model.token_values(networks[1], tokens, mask, 3)
-            loss = loss + ppo.value_loss(new_values, values, advantages + values, mask)
-        optimizers = [optimizer for network in networks for optimizer in model.make_optimizers(network, 1e-3)]
-        loss.backward()
-        for network in networks:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+    def __init__(self):
+        super().__init__()
+        self.watching, self.count = False, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        indexed = func.overloadpacket.__name__ == "index" and any(
+            part is not None and part.dtype == torch.bool for part in args[1]
+        )
+        self.count += self.watching and (indexed or func.overloadpacket.__name__ in self.WAIT)
+        return func(*args, **kwargs or {})
+
+
+@every_script
+def test_no_step_waits_for_a_gpu_before_its_update_is_done(home, monkeypatch, name):
+    """From the first step that checks nothing to the last update of each step; but sampling does wait."""
+    waits, during, steps, generate = Waits(), [], model.Run.__iter__, model.generate
+
+    def watched(self):
+        for step in steps(self):
+            waits.watching, waits.count = step > 0, 0
+            during.append(0)
+            yield step
+            waits.watching = False
+
+    def updated(optimizer, *_):
+        during[-1] = waits.count
+
+    def unwatched(*how, **more):
+        before, waits.watching = waits.watching, False
+        result = generate(*how, **more)
+        waits.watching = before
+        return result
+
+    monkeypatch.setattr(model.Run, "__iter__", watched)
+    for module in (model, MODULES[name]):
+        if hasattr(module, "generate"):
+            monkeypatch.setattr(module, "generate", unwatched)
+    hook = register_optimizer_step_post_hook(updated)
+    with waits:
+        call(name, "--out", f"runs/{name}-watched")
+        waits.watching, waits.count = True, 0
+        ones = torch.ones(3)
+        assert (ones.sum().item(), len(ones[ones > 0])) == (3, 3) and waits.count == 2  # it does see them
+    hook.remove()
+    assert len(during) > 5 and not any(during)
