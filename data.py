@@ -189,10 +189,7 @@ TRAINED, HELD_OUT, ASKED, COMPARED, LABELLED = range(5)  # `documents` of seed [
 
 
 def preference(prompt, a, b):
-    """The probability that a volunteer prefers answer a to b: σ(judge(a) − judge(b)).
-
-    So people differ, and the same person errs now and then (Bradley and Terry 1952).
-    """
+    """How likely a volunteer prefers answer a to b: σ(judge(a) − judge(b)) (Bradley and Terry 1952)."""
     return 0.5 + 0.5 * math.tanh((judge(prompt, a) - judge(prompt, b)) / 2)  # σ, without overflow
 
 
@@ -213,10 +210,7 @@ def ask_volunteers(prompts, answers, seed):
 
 
 def pad_rows(prompts, responses, device="cpu"):
-    """Lists of ids to a right-padded batch.
-
-    Returns tokens (B, T), the mask of response tokens (B, T), and the column where the first response starts.
-    """
+    """Lists of ids to tokens (B, T), right-padded, the mask of responses (B, T), and their first column."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses)]
     width = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
@@ -422,11 +416,16 @@ def canonical(record):
         asked = [{"role": "user", "content": prompt}] if is_text[0] else prompt or []
         begin, *chats = (read_chat(key, chat) for key, chat in zip(USED, (asked, *answers)))
         chats = [chat if chat[: len(begin)] == begin else begin + chat for chat in chats]
-        n = len(os.path.commonprefix(chats))
-        while n and not all(chat[n:] and chat[n][0] == TURN for chat in chats):
-            n -= 1  # the prompt ends where both go on with a turn of the assistant
-        prompt, *answers = ("".join(map("".join, part)) for part in (chats[0][:n], *(c[n:] for c in chats)))
-        prompt, answers = prompt + TURN, [text.removeprefix(TURN) for text in answers]
+        ends = range(
+            len(begin), len(os.path.commonprefix(chats)) + 1
+        )  # where the prompt may end: what follows …
+        ends = [
+            n for n in ends if all(len(chat) > n and chat[n][0] == TURN for chat in chats)
+        ]  # … is an answer
+        if not ends:
+            raise ValueError("the answers do not go on from one prompt with a turn of the assistant")
+        prompt = "".join(map("".join, chats[0][: ends[-1]])) + TURN
+        answers = ["".join(map("".join, chat[ends[-1] :])).removeprefix(TURN) for chat in chats]
     elif prompt is None and all(is_transcript[1:]):
         shared = os.path.commonprefix(answers)
         prompt = shared[: shared.rfind(TURN) + len(TURN)] if TURN in shared else ""
@@ -463,9 +462,8 @@ def read_preferences(path):
                 records.append(canonical(record))
                 ignored |= dict.fromkeys(key for key in record if key not in USED)
             except json.JSONDecodeError as error:
-                raise BadInput(
-                    f"{path}:{number}: not JSON ({error.msg}); write one object on each line"
-                ) from None
+                what = f"not JSON ({error.msg}); write one object on each line"
+                raise BadInput(f"{path}:{number}: {what}") from None
             except (ValueError, RecursionError) as error:
                 raise BadInput(f"{path}:{' record ' * is_array}{number}: {error}") from None
     if not records:
@@ -570,9 +568,7 @@ def read_chunks(path, size=2**20):
                     text = text[len(piece) :]
             yield text
     except UnicodeDecodeError:
-        raise BadInput(
-            f"{path}:{number}: not UTF-8 text; give UTF-8, which may be compressed by gzip"
-        ) from None
+        raise BadInput(f"{path}:{number}: not UTF-8 text; give UTF-8, with or without gzip") from None
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 

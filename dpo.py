@@ -129,9 +129,7 @@ def main(args):
             chosen, rejected = log_ratios(rows)
             loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
             if step == 0 and args.loss == "dpo":  # policy and reference are still the same
-                assert abs(loss.item() - math.log(2)) < (1e-3 if args.dtype == "float32" else 0.1), (
-                    loss.item()
-                )
+                assert abs(loss.item() - math.log(2)) < (1e-3 if args.dtype == "float32" else 0.1)
             set_lr(optimizers, step, steps, warmup=10)
             loss.backward()
             update([policy], optimizers, weight=len(rows))

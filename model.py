@@ -457,9 +457,7 @@ def load_model(directory, network=GPT, new_head=None):
     """
     path = Path(directory, "config.json")
     if not path.exists():
-        raise BadInput(
-            f"{directory}: no checkpoint there (config.json is missing); run pretrain.py, or --resume?"
-        )
+        raise BadInput(f"{directory}: no checkpoint there (no config.json); run pretrain.py, or --resume?")
     try:
         found = {"activation_function": "gelu_new"} | json.loads(path.read_text(encoding="utf-8-sig"))
         for field in fields(Config):
@@ -494,9 +492,7 @@ def load_model(directory, network=GPT, new_head=None):
         what = " ".join(str(error).split())
         raise BadInput(f"{directory}: the weights do not fit config.json: {what}") from None
     if found.get("model_type", "gpt2") != model_type(model):
-        raise BadInput(
-            f"{path}: the network is {found['model_type']!r}, and model.py's is {model_type(model)!r}"
-        )
+        raise BadInput(f"{path}: the network is {found['model_type']!r}, here it is {model_type(model)!r}")
     model.beta = found.get("beta")
     return model
 

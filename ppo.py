@@ -60,13 +60,10 @@ option("--lr", type=number(float, 1e-9), default=1e-3, help="peak learning rate"
 add_common_options(parser)
 
 
-def four_words(prompt, response):
-    """Likes an answer of four words; says nothing about what is in it."""
-    return -abs(len(response.split()) - 4)
-
-
-# Put any reward(prompt, response) -> float here, and train on it with --reward NAME.
-REWARDS = {"length": four_words, "judge": judge}
+REWARDS = {  # put any function of prompt and response here, and train on it with --reward NAME
+    "length": lambda prompt, response: -abs(len(response.split()) - 4),  # likes four words, whichever
+    "judge": judge,
+}
 
 
 def masked_mean(x, mask):
@@ -77,11 +74,6 @@ def whiten(x, mask):
     """Mean 0 and variance 1 over the tokens under the mask, and 0 elsewhere."""
     centred = (x - masked_mean(x, mask)) * mask
     return centred / (masked_mean(centred**2, mask) + 1e-8).sqrt()
-
-
-def is_last(mask):
-    """The last token under the mask in each row, as a mask (B, T)."""
-    return torch.arange(mask.shape[1], device=mask.device) == last_index(mask)
 
 
 def has_ended(tokens, mask, eos):
@@ -95,7 +87,8 @@ def token_rewards(reward, log_probs, reference_log_probs, mask, beta):
     Every token pays β (log π − log π_ref); its mean over samples of π is the KL (the estimator k1, which
     may be negative for one sample). The last token of an answer earns the answer's reward as well.
     """
-    return -beta * (log_probs - reference_log_probs) * mask + reward[:, None] * is_last(mask)
+    rewards = -beta * (log_probs - reference_log_probs) * mask
+    return rewards.scatter_add(1, last_index(mask), reward[:, None])
 
 
 def gae(rewards, values, mask):
@@ -201,16 +194,14 @@ def main(args):
     with set_up(args) as device:
         # The policy starts as a copy of the reference, the critic as a copy of the reward model.
         tokenizer = Tokenizer.load(args.init)
-        eos = tokenizer.eos
         policy, reference = load_model(args.init).to(device), load_model(args.init).to(device)
         score, network = load_reward(args, tokenizer, reference.requires_grad_(False))
-        scorer, new_head = (
-            (args.reward, None) if isinstance(network, ScalarGPT) else (args.init, seeded("head", args.seed))
-        )
-        critic = load_model(scorer, ScalarGPT, new_head).to(device)
+        learned = isinstance(network, ScalarGPT)  # else the critic is a copy of the reference with a new head
+        new_head = None if learned else seeded("head", args.seed)
+        critic = load_model(args.reward if learned else args.init, ScalarGPT, new_head).to(device)
         context = min(model.config.n_positions for model in (policy, critic, network or policy))
         prompts, n_val = load_prompts(args, tokenizer, context - MAX_ANSWER_TOKENS)
-        n_train = len(prompts) - n_val
+        n_train, eos = len(prompts) - n_val, tokenizer.eos
 
         @torch.no_grad()
         def evaluate():
@@ -242,7 +233,7 @@ def main(args):
             asked = [prompts[i] for i in shard(order[step * n : (step + 1) * n]).repeat(copies)]
             start, generator = min(map(len, asked)), seeded("answers", args.seed, step, RANK, device=device)
             tokens, mask, old_log_probs = generate(policy, asked, MAX_ANSWER_TOKENS, eos, generator=generator)
-            # 2. Score: one number an answer, at its end.
+            # 2. Score: one number an answer.
             reward = score(tokens, mask, start)
             # 3. Rewards: every token pays for leaving the reference; the last one also earns the score.
             reference_log_probs = token_log_probs(reference, tokens, mask, start)
@@ -279,10 +270,11 @@ def main(args):
             metrics |= {
                 "reward": reward.mean(),
                 "kl": kl.mean(),
-                "objective": (reward - args.beta * kl).mean(),
+                "entropy": -masked_mean(old_log_probs, mask),
             }
-            metrics |= {"entropy": -masked_mean(old_log_probs, mask), "length": mask.sum(1).float().mean()}
+            metrics["objective"] = metrics["reward"] - args.beta * metrics["kl"]
             metrics["eos"] = has_ended(tokens, mask, eos).float().mean()
+            metrics["length"] = mask.sum(1).float().mean()
             if use_critic:
                 metrics["value_loss"] = critic_loss.detach()
                 explained = 1 - (returns - old_values)[mask].var() / returns[mask].var().clamp(min=1e-8)
@@ -294,10 +286,7 @@ def main(args):
         reward, kl = evaluate()
         explained = float(metrics["explained_variance"]) if use_critic else None
         run.finish(reward=reward, kl=kl, explained_variance=explained)
-        print(
-            f"held-out prompts: reward {reward:.3f} at KL {kl:.3f}, objective {reward - args.beta * kl:.3f}"
-        )
-        print(f"saved to {args.out}")
+        print(f"held-out prompts: reward {reward:.3f} at KL {kl:.3f}\nsaved to {args.out}")
 
 
 if __name__ == "__main__":

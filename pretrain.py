@@ -110,7 +110,7 @@ def main(args):
         if longest > model.config.n_positions:
             context = model.config.n_positions
             raise BadInput(
-                f"texts of {longest} tokens do not fit into a context of {context}: see --block-size"
+                f"texts of {longest} tokens are longer than the context, {context}: see --block-size"
             )
 
         def batch(some):

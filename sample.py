@@ -271,9 +271,8 @@ def main(args):
     way = "compare" if args.compare is not None else "label" if args.label else "prompt"
     for other, names in ways.items():
         if other != way:
-            refuse(
-                parser, args, [other, *names], f"with --{way}" if way != "prompt" else f"without --{other}"
-            )
+            because = f"without --{other}" if way == "prompt" else f"with --{way}"
+            refuse(parser, args, [other, *names], because)
     refuse(parser, args, ["init", "max_new_tokens"] if way == "compare" else [], "with --compare")
     with set_up(args) as device:
         {"compare": compare, "label": label, "prompt": talk}[way](args, device)

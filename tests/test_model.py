@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import struct
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -692,6 +693,53 @@ def test_a_configuration_that_asks_for_more_than_there_is_costs_no_memory(gpt, t
         load_model(tmp_path)
 
 
+def test_a_new_field_of_the_configuration_is_saved_and_read_by_its_name(gpt, tmp_path, monkeypatch):
+    """Whatever its place among the others. The directory then does not say that it is a GPT-2."""
+
+    @dataclass
+    class Wider(Config):
+        n_experts: int = 1
+
+    monkeypatch.setattr(M, "Config", Wider)
+    config = Wider(n_experts=3, **vars(CONFIG))
+    save_model(GPT(config), NO_TEXT, tmp_path)
+    assert load_model(tmp_path).config == config
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert (saved["n_experts"], saved["model_type"]) == (3, "changed-gpt2")
+    monkeypatch.undo()
+    with pytest.raises(BadInput, match="the network is 'changed-gpt2', here it is 'gpt2'"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["no positions", "norms without a bias", "one matrix more"])
+def test_a_network_with_other_weights_does_not_say_that_it_is_a_gpt2(gpt, tmp_path, change):
+    assert M.model_type(gpt) == M.model_type(ScalarGPT(CONFIG)) == "gpt2"
+    match change:
+        case "no positions":
+            del gpt.transformer.wpe
+        case "norms without a bias":
+            gpt.transformer.ln_f = torch.nn.RMSNorm(32)
+        case "one matrix more":
+            gpt.transformer.h[0].mlp.gate = torch.nn.Linear(32, 128)
+    save_model(gpt, NO_TEXT, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "changed-gpt2"
+
+
+def test_the_strength_of_an_implicit_reward_travels_with_the_checkpoint(gpt, tmp_path):
+    save_model(gpt, NO_TEXT, tmp_path)
+    assert load_model(tmp_path).beta is None
+    gpt.beta = 0.25
+    save_model(gpt, NO_TEXT, tmp_path)
+    assert load_model(tmp_path).beta == 0.25
+
+
+def test_a_directory_opens_as_what_it_is(gpt, scalar, tmp_path):
+    for network, name in ((gpt, "a"), (scalar, "b")):
+        (tmp_path / name).mkdir()
+        save_model(network, NO_TEXT, tmp_path / name)
+        assert type(load_model(tmp_path / name, network=None)) is type(network)
+
+
 # ----------------------------------------------------------------------------------------------------
 # safetensors
 
@@ -799,6 +847,21 @@ def test_numbers_of_options_are_finite_and_between_both_bounds(kind, low, high, 
     for text in refused:
         with pytest.raises((argparse.ArgumentTypeError, ValueError)):
             parse(text)
+
+
+def test_options_without_effect_are_refused():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--top-k", type=int, default=0)
+    M.refuse(parser, parser.parse_args([]), ["top_k"], "here")
+    with pytest.raises(BadInput, match="^--top-k has no effect here; leave it out$"):
+        M.refuse(parser, parser.parse_args(["--top-k", "3"]), ["top_k"], "here")
+
+
+def test_random_numbers_of_one_purpose_depend_on_its_name_and_numbers_alone():
+    once = lambda *seed: torch.rand(4, generator=seeded(*seed)).tolist()
+    assert once("weights", 1) == once("weights", 1)
+    found = [once(*seed) for seed in (("weights", 1), ("weights", 2), ("head", 1), ("answers", 1, 2), (1, 2))]
+    assert len(set(map(tuple, found))) == 5
 
 
 def test_the_shares_of_all_processes_are_the_batch(monkeypatch):

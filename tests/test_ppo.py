@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from conftest import call, copy, metrics
 
 import ppo
 from data import ASKED, KINDS, Tokenizer, documents, read_preferences
-from model import ScalarGPT, generate, load_model, seeded
+from model import ScalarGPT, generate, load_model, save_model, seeded
 from ppo import CLIP, LAMBDA, gae, group_advantages, policy_loss, token_rewards, value_loss, whiten
 
 MASK = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]]).bool()
@@ -359,20 +360,14 @@ def test_a_reward_with_a_name_sees_the_texts_and_needs_no_preference_file(home, 
     assert {prompt for prompt, _ in asked} <= world
 
 
-def test_the_context_is_the_shortest_of_all_networks(home):
+def test_the_context_is_the_shortest_of_all_networks(home, monkeypatch):
     """A reward model that reads less than the policy: prompts are cut to what both can read."""
-    call("pretrain", "--out", "runs/short", "--block-size", 140, "--steps", 60)
-    assert Tokenizer.load("runs/short") == Tokenizer.load("runs/pretrain")
-    prompts = [record["prompt"] for record in read_preferences("runs/pretrain/preferences.jsonl")]
-    assert max(len(Tokenizer.load("runs/short").encode(prompt)) for prompt in prompts) > 140 - 32
-    call(
-        "reward",
-        "--init",
-        "runs/short",
-        "--data",
-        "runs/pretrain/preferences.jsonl",
-        "--out",
-        "runs/short-reward",
-    )
+    tokenizer, scorer = Tokenizer.load("runs/reward"), load_model("runs/reward", ScalarGPT)
+    scorer.config.n_positions = 100
+    scorer.transformer.wpe.weight = torch.nn.Parameter(scorer.transformer.wpe.weight[:100])
+    Path("runs/short-reward").mkdir()
+    save_model(scorer, tokenizer, "runs/short-reward")
+    seen = watch(monkeypatch)
     call("ppo", "--reward", "runs/short-reward", "--steps", 1, "--out", "runs/ppo-short")
-    assert metrics("runs/ppo-short")[-1]["final"]
+    longest = max(len(prompt) for (_, prompts, *_), _ in seen["generate"] for prompt in prompts)
+    assert longest == 100 - 32 and metrics("runs/ppo-short")[-1]["final"]
