@@ -173,7 +173,7 @@ def kind_of(prompt, response):
     """
     first, _, more = response.strip().partition(". ")
     words, right = stated(first), {*facts(prompt)}
-    if f": {response.strip()} " in prompt:
+    if first.endswith(".") and f": {first} " in prompt:
         return "lucky" if facts(response) else "repeats"
     if not words & right:
         return "off topic"
@@ -377,7 +377,7 @@ class Tokenizer:
 
 TURN = "\n\nAssistant:"  # in a transcript, what follows the last of these is the answer
 TURNS = {"user": "\n\nHuman:", "system": "\n\nSystem:", "assistant": TURN}
-USED = ("prompt", "chosen", "rejected", "certainty")
+USED, EMPTY = ("prompt", "chosen", "rejected", "certainty"), (None, "", [], {})
 CONVERSATION = "system messages tools history instruction input context question conversations".split()
 
 
@@ -389,7 +389,7 @@ def read_chat(key, chat):
         lost = [name for name in message if name not in ("role", "content") and message[name]]
         if lost or not isinstance(message.get("content"), str):
             raise ValueError(f'"{key}" has a message whose "{(*lost, "content")[0]}" is not a text')
-        if message.get("role") not in TURNS:
+        if message.get("role") not in [*TURNS]:
             raise ValueError(f'"{key}" has the role {message.get("role")!r}, not one of {", ".join(TURNS)}')
     return [(TURNS[message["role"]], f" {message['content']}") for message in chat]
 
@@ -406,13 +406,19 @@ def canonical(record):
     if not isinstance(record, dict):
         raise ValueError('write an object: {"prompt": …, "chosen": …, "rejected": …}')
     prompt, *answers = (record.get(key) for key in USED[:3])
+    if isinstance(prompt, str) and not prompt.strip():
+        raise ValueError("the prompt is empty")
     lost = [key for key in CONVERSATION if record.get(key) and not (key == "messages" and prompt)]
     if lost or None in answers:
         found = f'"{lost[0]}" would be lost' if lost else f"found the keys {', '.join(record) or '(none)'}"
         raise ValueError(f"{found}; what is said goes under prompt, chosen, rejected")
     is_text = [isinstance(part, str) for part in (prompt, *answers)]
     is_transcript = [str(part).startswith(("\n\nHuman:", "\n\nSystem:")) for part in (prompt, *answers)]
-    if not any(is_text[1:]) and not is_transcript[0]:
+    if all(is_text):
+        said = prompt if is_transcript[0] else f"\n\nHuman: {prompt}"
+        if all(text.startswith(said) for text in answers):
+            raise ValueError('the answers say the "prompt" once more; leave it out')
+    elif not any(is_text[1:]) and not is_transcript[0]:
         asked = [{"role": "user", "content": prompt}] if is_text[0] else prompt or []
         begin, *chats = (read_chat(key, chat) for key, chat in zip(USED, (asked, *answers)))
         chats = [chat if chat[: len(begin)] == begin else begin + chat for chat in chats]
@@ -430,7 +436,7 @@ def canonical(record):
         shared = os.path.commonprefix(answers)
         prompt = shared[: shared.rfind(TURN) + len(TURN)] if TURN in shared else ""
         answers = [text[len(prompt) :] for text in answers]
-    elif not all(is_text) or any(is_transcript[1:]):
+    else:
         raise ValueError("neither three texts, nor conversations, nor two transcripts without a prompt")
     if not re.sub("|".join(TURNS.values()), "", prompt).strip():
         raise ValueError("the prompt is empty, or the answers share none")
@@ -460,7 +466,7 @@ def read_preferences(path):
             try:
                 record = row if is_array else json.loads(row)
                 records.append(canonical(record))
-                ignored |= dict.fromkeys(key for key in record if key not in USED)
+                ignored |= {key: None for key in record if key not in USED and record[key] not in EMPTY}
             except json.JSONDecodeError as error:
                 what = f"not JSON ({error.msg}); write one object on each line"
                 raise BadInput(f"{path}:{number}: {what}") from None
@@ -505,7 +511,7 @@ def load_pairs(path, tokenizer, context, batch_size):
             held_out.add(record["prompt"])
             n_val += counts[record["prompt"]]
     n_train, dropped = len(pairs) - n_val, len(records) - len(pairs)
-    if len(pairs) < max(20, batch_size) or not n_train:
+    if len(pairs) < max(20, batch_size) or n_train < n_val:
         found = f"{len(records)}, of which {dropped} have equal answers, to {len(counts)} prompts"
         raise BadInput(f"{path}: too few pairs ({found}); give 20 or more, and not fewer than --batch-size")
     order = sorted(range(len(pairs)), key=lambda i: kept[i]["prompt"] in held_out)

@@ -81,7 +81,8 @@ def test_every_accepted_form_gives_prompt_and_answers(expected, parts):
     expected = dict(zip(("prompt", "chosen", "rejected"), expected))
     assert canonical(record) == expected
     assert canonical(canonical(record)) == expected
-    assert canonical(record | {"certainty": 0.75}) == expected | {"certainty": 0.75}
+    for certainty in (0, 0.75, 1):
+        assert canonical(record | {"certainty": certainty}) == expected | {"certainty": certainty}
     nothing = dict.fromkeys(SPEAKS[:5], None) | dict.fromkeys(SPEAKS[5:], [])
     assert canonical(record | nothing | {"id": 7, "score_chosen": 1.0}) == expected
 
@@ -100,15 +101,16 @@ REFUSED = {
     "neither three texts, nor conversations, nor two transcripts without a prompt$": [
         {"chosen": "a", "rejected": "b"},
         TRANSCRIPTS | {"rejected": "No."},
-        TRANSCRIPTS | {"prompt": "Hi."},
-        TRANSCRIPTS | {"prompt": FIRST},
         TRANSCRIPTS | {"prompt": [HI]},
-        TRANSCRIPTS | {"prompt": FIRST, "rejected": " No."},
         TALK | {"prompt": FIRST},
         TALK | {"chosen": "Ha.", "rejected": "No."},
         TEXTS | {"rejected": [NO]},
         TEXTS | {"chosen": 7},
         TEXTS | {"prompt": 7},
+    ],
+    'the answers say the "prompt" once more; leave it out$': [
+        TRANSCRIPTS | {"prompt": "Hi."},
+        TRANSCRIPTS | {"prompt": FIRST},
     ],
     '"prompt" is neither a text nor a list': [TALK | {"prompt": HI}, TALK | {"prompt": 7}],
     '"chosen" is neither a text nor a list': [TALK | {"chosen": HA}, TALK | {"chosen": [[HA]]}],
@@ -130,18 +132,21 @@ REFUSED = {
     ],
     '"chosen" has the role ': [TALK | {"chosen": [said(role)("a")]} for role in (None, 7, [], {})],
     "the prompt is empty, or the answers share none$": [
-        TEXTS | {"prompt": ""},
-        TEXTS | {"prompt": " \n"},
         TEXTS | {"prompt": "\n\nHuman: \n\nAssistant:"},
-        TALK | {"prompt": ""},
         TALK | {"prompt": [USER(" ")]},
         TALK | {"prompt": []},
-        TALK | {"chosen": [JOKE, HA]},
-        {"chosen": [HI, HA], "rejected": [JOKE, HA]},
-        {"chosen": [HI, HA], "rejected": []},
         TRANSCRIPTS | {"rejected": "\n\nHuman: Bye.\n\nAssistant: No."},
         {"chosen": "\n\nHuman: Hi.", "rejected": "\n\nHuman: Hi."},
     ],
+    "the answers do not go on from one prompt with a turn of the assistant$": [
+        TALK | {"chosen": [JOKE, HA]},
+        TALK | {"rejected": []},
+        TALK | {"chosen": [HI], "rejected": [HI]},
+        {"prompt": CHAT, "chosen": [JOKE, HA], "rejected": [HELLO, JOKE, NO]},
+        {"chosen": [HI, HA], "rejected": [JOKE, HA]},
+        {"chosen": [HI, HA], "rejected": []},
+    ],
+    "the prompt is empty$": [record | {"prompt": text} for record in (TEXTS, TALK) for text in ("", " \n")],
     "both answers are empty$": [
         TEXTS | {"chosen": "", "rejected": " \n"},
         TALK | {"chosen": [ASSISTANT("")], "rejected": [ASSISTANT(" ")]},
@@ -248,16 +253,19 @@ ANY_TEXT = st.sampled_from(["", " ", "a", "b", FIRST, LONG, f"{FIRST} b", f"{LON
 MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": ANY_TEXT})
 ODD_VALUE = st.sampled_from(["user", "system", "a", 7, 0.5, None, [], {}])
 ODD_MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "tool_calls"]), ODD_VALUE)
+ANY_CHAT = st.lists(MESSAGE, max_size=4)
 ANY_PART = st.one_of(
     ANY_TEXT,
-    st.lists(MESSAGE, max_size=4),
+    ANY_CHAT,
     st.lists(st.one_of(MESSAGE, MESSAGE, ODD_MESSAGE, ODD_VALUE), max_size=4),
     st.one_of(ODD_MESSAGE, ODD_VALUE),
 )
 ANY_RECORD = st.one_of(
+    *(
+        st.fixed_dictionaries({"chosen": part, "rejected": part}, optional={"prompt": part})
+        for part in (ANY_TEXT, ANY_CHAT, ANY_PART)
+    ),
     st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "certainty", "system"]), ANY_PART),
-    st.fixed_dictionaries({"chosen": ANY_PART, "rejected": ANY_PART}, optional={"prompt": ANY_PART}),
-    st.fixed_dictionaries({"prompt": ANY_TEXT, "chosen": ANY_TEXT, "rejected": ANY_TEXT}),
     ANY_PART,
 )
 
@@ -281,7 +289,7 @@ def test_any_record_is_three_texts_or_refused_in_one_sentence():
             outcomes["accepted"] += 1
 
     check()
-    assert min(outcomes["refused"], outcomes["accepted"]) > 100
+    assert min(outcomes["refused"], outcomes["accepted"]) > 20
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -413,8 +421,8 @@ def last_prompts(prompts, at_least):
 def test_no_prompt_is_on_both_sides(path, prompts):
     last = last_prompts(prompts, len(prompts) // 10)
     with contextlib.redirect_stdout(io.StringIO()):
-        if set(last) == set(prompts):
-            with pytest.raises(BadInput, match=f"too few pairs .* to {len(last)} prompts"):
+        if sum(prompt in last for prompt in prompts) > len(prompts) / 2:  # there is little to learn from
+            with pytest.raises(BadInput, match=f"too few pairs .* to {len(set(prompts))} prompts"):
                 load(path, prompts)
             return
         rows, pairs, kept, n_val = load(path, prompts)

@@ -18,7 +18,7 @@ HARD_TEXT = [
     "🙂🙃 👩‍👩‍👧‍👦 🇨🇭 é à̂",
     "  two  spaces   three\n\n\nnewlines\t\ttabs \r\n end  ",
     "snake_case __init__ a_b 1_000 $9.99 --- ...!?",
-    "\u00a0no-break\u2003em\u3000wide\u2028line\u0085next\x1cfs\x1fus\x0bvt",
+    "\u00a0no-break\u2003em\u3000wide\u2028line\u0085next\x1cfs\x1fus  \x1f\x0bvt",
     "\x00\x01\x7f\xad\ufeff\ufffd",
     "",
 ]

@@ -86,25 +86,6 @@ def test_probabilities_entropy_and_kinds_of_answers_equal_an_exhaustive_count(sm
     assert answered == pytest.approx(expected)
 
 
-def test_one_probability_by_hand(small_world):
-    """It says how often each choice was to be made; a weight counts as often as it stands in the list."""
-    table = {prompt + response: p for (prompt, response, _), p in all_documents("POST")}
-    post = "POST: It rained again. My boss Ada lost my hat upstairs. I need tea.\nTL;DR:"
-    talk = 1 / 2 * (1 / 4 * 1 / 2) * (1 / 3)  # two sentences; rain, one of two words; tea, of what is left
-    news = 1 / 2 * 1 / 2 * 1 / 2 * 1 / 3  # relation, name, thing, and where among the three it stands
-    for answer, writer in {
-        " It rained again.": 3 / 9,
-        " Ada lost my hat upstairs.": 1 / 9,
-        " Ada lost my soup upstairs.": 1 / 9 * 3 / 4,
-        " Ada lost my kite upstairs.": 1 / 9 * 1 / 4,
-        " Bert lost my hat upstairs.": 1 / 9 * 3 / 4 * 1 / 2,
-        " Ben lost my hat upstairs.": 1 / 9 * 1 / 4,
-        " I had soup.": 1 / 9 * 1 / 2,  # two kinds of small talk are left
-        " Ada lost my hat upstairs. It snowed again.": 1 / 9 * 1 / 4 * 1 / 2,
-    }.items():
-        assert table[post + answer] == pytest.approx(talk * news * writer), answer
-
-
 # ----------------------------------------------------------------------------------------------------
 # The world as it is
 
