@@ -40,6 +40,13 @@ def call(name, *options):
     MODULES[name].main(MODULES[name].parser.parse_args(words(name, *options)))
 
 
+def run_args(out):
+    """What a training script's `Run` is given, for tests that make one of their own."""
+    args = MODULES["dpo"].parser.parse_args(["--out", str(out)])
+    args.began = 0.0
+    return args
+
+
 def start(name, *options, before="", launcher=(), env=(), **how):
     """Start a script as a user does, with its quick settings.
 

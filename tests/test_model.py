@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import run_args
 
 import model as M
 from data import BadInput, Tokenizer, documents, pad_pairs, pad_rows, write_files
@@ -874,3 +875,30 @@ def test_the_shares_of_all_processes_are_the_batch(monkeypatch):
             M.shard([1, 2])
     assert sorted(row for share in shares for row in share) == list(range(10))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def one_of_two(monkeypatch, *theirs):
+    """Let this process be one of two; `theirs` is what the other one adds, call by call."""
+    monkeypatch.setattr(M, "WORLD_SIZE", 2)
+    given = iter(theirs)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(next(given)))
+
+
+def test_a_process_counts_by_the_tokens_that_it_has(monkeypatch):
+    """This one has 1 token and gradient (1, 0); the other 3 tokens and gradient (5, 8)."""
+    network = torch.nn.Linear(2, 1, bias=False)
+    network(torch.tensor([1.0, 0.0])).backward()
+    one_of_two(monkeypatch, 3 * torch.tensor([[5.0, 8.0]]), 3)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *how: None)
+    M.update([network], [], weight=1)
+    assert network.weight.grad.tolist() == [[(1 * 1 + 3 * 5) / 4, (1 * 0 + 3 * 8) / 4]]
+
+
+def test_what_is_logged_is_the_mean_over_all_processes(monkeypatch, tmp_path):
+    """This one has 1 token, loss 2 and figure 8; the other 3 tokens, loss 6 and figure 4."""
+    run = M.Run(run_args(tmp_path), "mean", 1, [], [], [])
+    run.models = [GPT(Config(3, 4, 4, 1, 1), seeded(0))]
+    for _ in run:
+        one_of_two(monkeypatch, 3 * torch.tensor([6.0, 4.0]), 3)
+        run.log(weight=torch.tensor(1), loss=2.0, figure=8.0)
+    assert run.metrics == [{"step": 1, "loss": 5.0, "figure": 5.0}]

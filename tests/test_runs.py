@@ -1,6 +1,5 @@
 """Promises that hold for every training script: nothing saved is lost, and every mistake has a sentence."""
 
-import argparse
 import json
 import math
 import os
@@ -16,7 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MODULES, SCRIPTS, call, contents, copy, metrics, save_after_every_step, start, weights
+from conftest import (
+    MODULES,
+    SCRIPTS,
+    call,
+    contents,
+    copy,
+    metrics,
+    run_args,
+    save_after_every_step,
+    start,
+    weights,
+)
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import data
 import model
 from data import BadInput, Tokenizer
-from model import GPT, ScalarGPT, load_model, read_safetensors, safetensors_bytes, seeded
+from model import GPT, ScalarGPT, load_model, read_safetensors, safetensors_bytes
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SAVING = "import conftest; conftest.save_after_every_step()"  # for `start`
@@ -125,7 +135,7 @@ def test_what_decides_no_result_may_change_when_a_run_goes_on(home, straight, tm
 
 def test_what_a_script_keeps_in_its_state_comes_back(tmp_path):
     """Numbers, tensors and lists; and networks of one's own that are given as models."""
-    args = argparse.Namespace(out=tmp_path, resume=False, began=0.0)
+    args = run_args(tmp_path)
     average = torch.nn.Linear(2, 2)
     run = model.Run(args, "own", 4, [], [average], [])
     run.state |= {"beta": 0.25, "mean": torch.arange(3.0), "seen": [1, "two"]}
@@ -362,8 +372,7 @@ def test_ctrl_c_ends_in_one_sentence_that_says_how_to_go_on(home, straight, spea
 def test_ctrl_c_from_outside_ends_a_long_run_in_one_sentence(home, moment):
     out = Path(f"runs/dpo-{moment.replace(' ', '-')}")
     line = "import model, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    if moment == "after a save":
-        line += "; model.SAVE_SECONDS = 0"
+    line += f"; model.SAVE_SECONDS = {0 if moment == 'after a save' else 10**6}"
     process = start("dpo", "--out", out, "--steps", 100_000, before=line)
     if moment == "after a save":
         while not (out / "resume.pt").exists():
@@ -531,7 +540,7 @@ def test_damaged_files_are_read_or_refused_but_never_crash(home, tmp_path, littl
     pairs += b"\n" + json.dumps({"prompt": "a", "chosen": chat, "rejected": chat}).encode()
     copy("runs/pretrain", tmp_path / "checkpoint")
     layer = torch.nn.Linear(1, 1)
-    args = argparse.Namespace(out=tmp_path, resume=False, began=0.0)
+    args = run_args(tmp_path)
     run = model.Run(args, "fuzz", 4, [], [layer], [])
     run.save()
     saved, args.resume = run.path.read_bytes(), True
@@ -609,33 +618,6 @@ def test_two_processes_take_the_same_steps_as_one(home, straight, name):
         assert a.keys() == b.keys()
         for figure in {"loss", "val_loss"} & a.keys():
             assert b[figure] == pytest.approx(a[figure], abs=1e-4), figure
-
-
-def one_of_two(monkeypatch, *theirs):
-    """Let this process be one of two; `theirs` is what the other one adds, call by call."""
-    monkeypatch.setattr(model, "WORLD_SIZE", 2)
-    given = iter(theirs)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(next(given)))
-
-
-def test_a_process_counts_by_the_tokens_that_it_has(monkeypatch):
-    """This one has 1 token and gradient (1, 0); the other 3 tokens and gradient (5, 8)."""
-    network = torch.nn.Linear(2, 1, bias=False)
-    network(torch.tensor([1.0, 0.0])).backward()
-    one_of_two(monkeypatch, 3 * torch.tensor([[5.0, 8.0]]), 3)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *how: None)
-    model.update([network], [], weight=1)
-    assert network.weight.grad.tolist() == [[(1 * 1 + 3 * 5) / 4, (1 * 0 + 3 * 8) / 4]]
-
-
-def test_what_is_logged_is_the_mean_over_all_processes(monkeypatch, tmp_path):
-    """This one has 1 token, loss 2 and figure 8; the other 3 tokens, loss 6 and figure 4."""
-    run = model.Run(argparse.Namespace(out=tmp_path, resume=False, began=0.0), "mean", 1, [], [], [])
-    run.models = [GPT(model.Config(3, 4, 4, 1, 1), seeded(0))]
-    for _ in run:
-        one_of_two(monkeypatch, 3 * torch.tensor([6.0, 4.0]), 3)
-        run.log(weight=torch.tensor(1), loss=2.0, figure=8.0)
-    assert run.metrics == [{"step": 1, "loss": 5.0, "figure": 5.0}]
 
 
 def test_two_processes_of_ppo_earn_the_same_score_as_one(home):
