@@ -522,7 +522,7 @@ def load_pairs(path, tokenizer, context, batch_size):
 
 
 def batches(lengths, batch_size, rng, steps=None):
-    """Index arrays of `batch_size` items, neighbours in length together: one pass, or what `steps` need.
+    """Index arrays of `batch_size` items or a few less, neighbours in length together: one pass, or `steps`.
 
     Rows of one batch are padded to its longest row, so equal lengths waste nothing. Sorting within a
     random sixteen batches, not within all data, keeps every batch random enough to learn from.
@@ -530,10 +530,9 @@ def batches(lengths, batch_size, rng, steps=None):
     lengths, result = np.asarray(lengths), []
     while not result or len(result) < (steps or 0):
         order, one_pass = rng.permutation(len(lengths)), []
-        for first in range(0, len(order), 16 * batch_size):
-            window = order[first : first + 16 * batch_size]
+        for window in np.split(order, range(16 * batch_size, len(order) - batch_size + 1, 16 * batch_size)):
             window = window[np.argsort(lengths[window], kind="stable")]
-            one_pass += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+            one_pass += np.array_split(window, math.ceil(len(window) / batch_size))
         result += [one_pass[i] for i in rng.permutation(len(one_pass))]
     return result[:steps]
 

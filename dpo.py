@@ -38,7 +38,7 @@ import torch.nn.functional as F
 
 from data import Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
 from model import Run, add_common_options, load_model, make_optimizers, make_parser, number, own_pairs, refuse
-from model import run_script, save_model, set_lr, set_up, shard, token_log_probs, update
+from model import run_script, save_model, set_lr, set_up, shares, token_log_probs, update
 
 parser = make_parser("dpo.py", "Align a pretrained model by Direct Preference Optimisation.")
 option = parser.add_argument
@@ -118,14 +118,15 @@ def main(args):
                 "rejected": args.beta * rejected.mean().item(),
             }
 
-        steps = args.steps or math.ceil(len(train) / args.batch_size)
-        order = batches(lengths[train], args.batch_size, np.random.default_rng(args.seed), steps)
+        rng = np.random.default_rng(args.seed)
+        order = shares(batches(lengths[train], args.batch_size, rng, args.steps))
+        steps = len(order)
         if args.compile:
             policy.transformer.compile(dynamic=True)
         optimizers = make_optimizers(policy, args.lr)
         run = Run(args, "dpo", steps, pairs, [policy], optimizers)
         for step in run:
-            rows = shard(order[step])
+            rows = order[step]
             chosen, rejected = log_ratios(rows)
             loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
             if step == 0 and args.loss == "dpo":  # policy and reference are still the same

@@ -408,18 +408,16 @@ def read_safetensors(path):
     try:
         raw = Path(path).read_bytes()
         (length,) = struct.unpack("<Q", raw[:8])
-        if length > len(raw) - 8:
-            raise ValueError(f"a header of {length} bytes in a file of {len(raw)}")
-        header, body, tensors, expected = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}, 0
+        header, body, tensors = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}
         header.pop("__metadata__", None)
-        for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            (begin, end), dtype, shape = info["data_offsets"], DTYPES[info["dtype"]], info["shape"]
-            if begin != expected or end != begin + math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name}: bytes {begin} to {end} are not {shape} numbers")
-            tensors[name] = torch.frombuffer(bytearray(body[begin:end]), dtype=dtype).reshape(shape).float()
-            expected = end
-        if expected != len(body):
-            raise ValueError(f"{len(body)} bytes of numbers where the header names {expected}")
+        spans = sorted(info["data_offsets"] for info in header.values())
+        chained = [0, *(end for _, end in spans)] == [*(begin for begin, _ in spans), len(body)]
+        if length > len(raw) - 8 or not chained:
+            raise ValueError("its header does not name all numbers once")
+        for name, info in header.items():
+            some = bytearray(body[slice(*info["data_offsets"])])
+            tensor = torch.frombuffer(some, dtype=DTYPES[info["dtype"]]) if some else torch.empty(0)
+            tensors[name] = tensor.reshape(info["shape"]).float()
     except Exception as error:  # damage may show anywhere
         raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
     return tensors
@@ -564,11 +562,11 @@ def set_up(args):
         yield torch.device(name)
 
 
-def shard(rows):
-    """This process's share of a batch."""
-    if len(rows) < WORLD_SIZE:
-        raise BadInput(f"a batch of {len(rows)} is too small for {WORLD_SIZE} processes; change --batch-size")
-    return rows[RANK::WORLD_SIZE]
+def shares(batches):
+    """This process's share of each batch. Before the first step it is known that there is one."""
+    if min(map(len, batches)) < WORLD_SIZE:
+        raise BadInput(f"a batch is too small to feed {WORLD_SIZE} processes; choose a larger --batch-size")
+    return [rows[RANK::WORLD_SIZE] for rows in batches]
 
 
 def process_mean(x, weight=1.0):

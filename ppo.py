@@ -40,7 +40,7 @@ import torch
 
 from data import ASKED, KINDS, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge, read_preferences
 from model import RANK, Run, ScalarGPT, add_common_options, final_scores, generate, last_index, load_model
-from model import make_optimizers, make_parser, number, run_script, save_model, seeded, set_lr, set_up, shard
+from model import make_optimizers, make_parser, number, run_script, save_model, seeded, set_lr, set_up, shares
 from model import token_log_probs, token_values, update
 
 CLIP, LAMBDA, GROUP, MINIBATCH, PENALTY = 0.2, 0.95, 4, 64, 1.0
@@ -226,11 +226,12 @@ def main(args):
         n, n_minibatches = args.batch_size // copies, max(1, args.batch_size // MINIBATCH)  # in an iteration
         rng = np.random.default_rng(args.seed)
         order = np.concatenate([rng.permutation(n_train) for _ in range(0, args.steps * n, n_train)])
+        order = shares(order[: args.steps * n].reshape(args.steps, n))
         weights = [p.detach().cpu().numpy() for p in network.parameters()] if network else args.reward
         run = Run(args, "ppo", args.steps, [prompts, weights], models, optimizers)
         for step in run:
             # 1. Rollout: the policy answers some prompts. The sampler's log-probabilities are the old ones.
-            asked = [prompts[i] for i in shard(order[step * n : (step + 1) * n]).repeat(copies)]
+            asked = [prompts[i] for i in order[step].repeat(copies)]
             start, generator = min(map(len, asked)), seeded("answers", args.seed, step, RANK, device=device)
             tokens, mask, old_log_probs = generate(policy, asked, MAX_ANSWER_TOKENS, eos, generator=generator)
             # 2. Score: one number an answer.

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from data import HELD_OUT, KINDS, TRAINED, BadInput, Tokenizer, batches, documents, encode_files, pad_rows
 from data import printable, read_chunks
 from model import GPT, RANK, Config, Run, add_common_options, load_model, make_optimizers, make_parser, number
-from model import refuse, run_script, sample_texts, save_model, seeded, set_lr, set_up, shard, update
+from model import refuse, run_script, sample_texts, save_model, seeded, set_lr, set_up, shares, update
 
 parser = make_parser("pretrain.py", "Pretrain a small GPT on the embedded world or on your own text.")
 option = parser.add_argument
@@ -101,6 +101,7 @@ def main(args):
             refuse(parser, args, sizes, "beside --init, which has it")
         load = load_files if args.data else load_world
         tokenizer, rows, order, val_rows, entropy = load(args, np.random.default_rng(args.seed))
+        order = shares(order)
         if args.init:
             model = load_model(args.init).to(device)
         else:
@@ -146,7 +147,7 @@ def main(args):
         for step in run:
             if step == 0:
                 show_sample()
-            tokens, mask = batch([rows[i] for i in shard(order[step])])
+            tokens, mask = batch([rows[i] for i in order[step]])
             loss = next_token_loss(model, tokens, mask)
             set_lr(optimizers, step, args.steps, warmup=20, final=0.05)
             loss.backward()

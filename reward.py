@@ -19,8 +19,6 @@ you see while it runs, all on held-out pairs:
 The table at the end shows calibration: of the pairs where the model was 80% sure, was it right in 80%?
 """
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,7 +26,7 @@ import torch.nn.functional as F
 from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
 from model import Run, ScalarGPT, add_common_options, final_scores, generate, load_model, make_optimizers
 from model import make_parser, number, own_pairs, refuse, run_script, save_model, seeded, set_lr, set_up
-from model import shard, update
+from model import shares, update
 
 parser = make_parser("reward.py", "Learn a reward model from preferences.")
 option = parser.add_argument
@@ -90,14 +88,15 @@ def main(args):
                 "margin": margin.mean().item(),
             }
 
-        steps = args.steps or math.ceil(len(train) / args.batch_size)
-        order = batches(lengths[train], args.batch_size, np.random.default_rng(args.seed), steps)
+        rng = np.random.default_rng(args.seed)
+        order = shares(batches(lengths[train], args.batch_size, rng, args.steps))
+        steps = len(order)
         if args.compile:
             model.transformer.compile(dynamic=True)
         optimizers = make_optimizers(model, args.lr)
         run = Run(args, "reward", steps, pairs, [model], optimizers)
         for step in run:
-            rows = shard(order[step])
+            rows = order[step]
             chosen, rejected = pair_scores(model, [pairs[i] for i in rows], device).unbind(1)
             loss = reward_loss(chosen, rejected).mean()
             set_lr(optimizers, step, steps, warmup=10)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from conftest import run_args
 
 import model as M
-from data import BadInput, Tokenizer, documents, pad_pairs, pad_rows, write_files
+from data import BadInput, Tokenizer, batches, documents, pad_pairs, pad_rows, write_files
 from model import GPT, Cache, Config, ScalarGPT, generate, load_model, save_model, token_log_probs
 from model import filter_logits, final_scores, make_optimizers, number, read_safetensors
 from model import safetensors_bytes, sample_texts, seeded, set_lr, token_values
@@ -870,11 +870,25 @@ def test_the_shares_of_all_processes_are_the_batch(monkeypatch):
     shares = []
     for rank in range(3):
         monkeypatch.setattr(M, "RANK", rank)
-        shares.append(M.shard(list(range(10))))
-        with pytest.raises(BadInput, match="a batch of 2 is too small for 3 processes"):
-            M.shard([1, 2])
+        shares.append(M.shares([list(range(10))])[0])
+        with pytest.raises(BadInput, match="a batch is too small to feed 3 processes"):
+            M.shares([[1, 2, 3], [1, 2]])
     assert sorted(row for share in shares for row in share) == list(range(10))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_every_batch_of_every_data_size_feeds_every_process(monkeypatch, processes):
+    monkeypatch.setattr(M, "WORLD_SIZE", processes)
+    for n in range(20, 201):
+        found = batches([5] * n, 16, np.random.default_rng(n))
+        each = []
+        for rank in range(processes):
+            monkeypatch.setattr(M, "RANK", rank)
+            each.append(M.shares(found))
+            assert min(map(len, each[-1])) >= 1
+        for step, rows in enumerate(found):
+            assert sorted(i for share in each for i in share[step]) == sorted(rows)
 
 
 def one_of_two(monkeypatch, *theirs):

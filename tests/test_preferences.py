@@ -461,7 +461,7 @@ def test_batches_take_each_item_once_and_keep_lengths_together():
     lengths = np.random.default_rng(0).integers(5, 50, size=1000)
     found = data.batches(lengths, 32, np.random.default_rng(1))
     assert sorted(np.concatenate(found).tolist()) == list(range(1000))
-    assert sorted(map(len, found)) == [1000 % 32] + [32] * (1000 // 32)
+    assert len(found) == math.ceil(1000 / 32) and max(map(len, found)) == 32
     waste = 1 - lengths.sum() / sum(len(rows) * lengths[rows].max() for rows in found)
     assert waste < 0.1  # in random order it is about 0.43
     again, other = (data.batches(lengths, 32, np.random.default_rng(seed)) for seed in (1, 2))
@@ -469,6 +469,16 @@ def test_batches_take_each_item_once_and_keep_lengths_together():
     assert not all(np.array_equal(a, b) for a, b in zip(found, other))
     longest = [lengths[rows].max() for rows in found[:16]]
     assert abs(np.corrcoef(longest, range(16))[0, 1]) < 0.9  # short and long ones come mixed
+
+
+@pytest.mark.parametrize("batch_size", [4, 16, 32])
+def test_no_batch_is_less_than_half_full(batch_size):
+    """Whatever is left at the end of a pass is shared out, for every number of items."""
+    for n in range(batch_size, 40 * batch_size, 3):
+        found = data.batches(range(n), batch_size, np.random.default_rng(n))
+        assert sorted(np.concatenate(found).tolist()) == list(range(n))
+        sizes = [len(rows) for rows in found]
+        assert len(found) == math.ceil(n / batch_size) and max(sizes) <= batch_size <= 2 * min(sizes)
 
 
 @pytest.mark.parametrize("steps, least, most", [(5, 0, 1), (32, 1, 1), (70, 2, 3)])
