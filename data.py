@@ -344,8 +344,8 @@ class Tokenizer:
         """Read both files. BadInput where they are missing, or are not GPT-2's."""
         vocab_path, merges_path = Path(directory, "vocab.json"), Path(directory, "merges.txt")
         if not vocab_path.exists():
-            newer = Path(directory, "tokenizer.json").exists()
-            hint = "save its tokenizer as vocab.json and merges.txt" if newer else "run pretrain.py first?"
+            other = Path(directory, "tokenizer.json").exists()
+            hint = "save its tokenizer as vocab.json and merges.txt" if other else "run pretrain.py first?"
             raise BadInput(f"{directory}: no checkpoint there (vocab.json is missing); {hint}")
         try:
             vocab = json.loads(read_text(vocab_path))
@@ -357,7 +357,14 @@ class Tokenizer:
             for token in vocab.keys() - {EOS, PAD}:
                 if not set(token) <= CHAR_TO_BYTE.keys():
                     raise ValueError(f"{token!r} is not made of bytes")
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            older, newer = Path(directory, "added_tokens.json"), Path(directory, "tokenizer.json")
+            added = [*json.loads(read_text(older))] if older.exists() else []
+            if newer.exists():
+                added += [token["content"] for token in json.loads(read_text(newer))["added_tokens"]]
+            for token in added:
+                if token not in (EOS, PAD):
+                    raise ValueError(f"the added token {token!r} would not be read out of text")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"{vocab_path}: not a GPT-2 vocabulary ({error})") from None
         merges = []
         for number, line in enumerate(read_text(merges_path).splitlines(), start=1):
@@ -512,7 +519,8 @@ def load_pairs(path, tokenizer, context, batch_size):
             n_val += counts[record["prompt"]]
     n_train, dropped = len(pairs) - n_val, len(records) - len(pairs)
     if len(pairs) < max(20, batch_size) or n_train < n_val:
-        found = f"{len(records)}, of which {dropped} have equal answers, to {len(counts)} prompts"
+        found = f"{len(records)}, of which {dropped} have equal answers (cut to {context // 2} tokens)"
+        found += f"; to {len(counts)} prompts" * (n_train < n_val)
         raise BadInput(f"{path}: too few pairs ({found}); give 20 or more, and not fewer than --batch-size")
     order = sorted(range(len(pairs)), key=lambda i: kept[i]["prompt"] in held_out)
     pairs, kept = [pairs[i] for i in order], [kept[i] for i in order]
@@ -567,6 +575,8 @@ def read_chunks(path, size=2**20):
             text, lines = "", gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
             for number, line in enumerate(lines, start=1):
                 text += line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if b"\0" in line:
+                    raise BadInput(f"{path}:{number}: not text; an archive must be unpacked first")
                 if len(text) >= size:
                     piece = re.sub(r"[^\S\x1c-\x1f]+\Z", "", text)  # GPT-2's white space, as in word_pattern
                     yield piece

@@ -120,6 +120,10 @@ class Transformer(nn.Module):
     def forward(self, tokens, cache=None):
         """With a `Cache`, `tokens` go on where the cached ones end, and are added to them."""
         past = cache.length if cache else 0
+        if past + tokens.shape[1] > len(self.wpe.weight):
+            raise BadInput(
+                f"a text does not fit into the context of a network, {len(self.wpe.weight)} tokens"
+            )
         x = self.wte(tokens) + self.wpe.weight[past : past + tokens.shape[1]]
         for layer, block in enumerate(self.h):
             x = block(x, cache, layer)
@@ -366,7 +370,8 @@ def sample_texts(model, tokenizer, prompts, max_new_tokens=MAX_ANSWER_TOKENS, ba
     return responses
 
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 # GPT-2's files keep these matrices as (in, out); nn.Linear keeps (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 FIXED = {  # keys of config.json that change what the network computes, and what they must say
@@ -423,6 +428,26 @@ def read_safetensors(path):
     return tensors
 
 
+def read_tensors(directory):
+    """All tensors of a directory, be they in one file or in several (`model.safetensors.index.json`)."""
+    path, index = Path(directory, "model.safetensors"), Path(directory, "model.safetensors.index.json")
+    if index.exists() and not path.exists():
+        try:
+            names = {*json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()}
+            return {k: v for name in sorted(names) for k, v in read_safetensors(path.with_name(name)).items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{index}: not an index of safetensors files ({error!r})") from None
+    if not path.exists():
+        old = path.with_name("pytorch_model.bin").exists()
+        why = (
+            "pytorch_model.bin is not read, since unpickling it may run anything"
+            if old
+            else "no weights there"
+        )
+        raise BadInput(f"{path}: missing ({why}); save the model as safetensors")
+    return read_safetensors(path)
+
+
 def save_model(model, tokenizer, directory):
     """Write model and tokenizer so that `load_model`, `Tokenizer.load` and `transformers` can open them."""
     state = model.state_dict()
@@ -468,10 +493,17 @@ def load_model(directory, network=GPT, new_head=None):
     except Exception as error:  # not JSON, not an object, a size that is missing, …
         raise BadInput(f"{path}: not a GPT-2 configuration ({error!r})") from None
     tensors = {}
-    for name, tensor in read_safetensors(Path(directory, "model.safetensors")).items():
+    for name, tensor in read_tensors(directory).items():
         name = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
-        if not name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):  # masks; the tied head
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):  # masks
             tensors[name] = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
+            if not tensor.isfinite().all():
+                raise BadInput(
+                    f"{directory}: {name} has numbers that are NaN or infinite; save the model anew"
+                )
+    head = tensors.pop("lm_head.weight", None)  # tied to the embedding, and either may stand for both
+    if head is not None:
+        tensors.setdefault("transformer.wte.weight", head)
     has_head = "score.weight" in tensors
     network = network or (ScalarGPT if has_head else GPT)
     if network is GPT and has_head:
@@ -559,7 +591,11 @@ def set_up(args):
     quiet = contextlib.redirect_stdout(open(os.devnull, "w")) if RANK else contextlib.nullcontext()
     # Nothing is cached, since the weights change while autocast is on.
     with quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
-        yield torch.device(name)
+        try:
+            yield torch.device(name)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            what = str(error).strip().splitlines()[0]
+            raise BadInput(f"--compile does not work here, leave it out: {what}") from None
 
 
 def shares(batches):
@@ -597,7 +633,11 @@ def own_pairs(args, model, tokenizer):
         prompts = [document.prompt for document in data.documents(args.pairs, seed, data.KINDS[0])]
         generator = seeded("asked", args.seed, device=model.device)
         answers = sample_texts(model, tokenizer, [p for p in prompts for _ in range(2)], generator=generator)
-        write_records(path, data.ask_volunteers(prompts, answers, seed))
+        records = data.ask_volunteers(prompts, answers, seed)
+        if len(records) < max(20, args.batch_size):
+            found = f"of {args.pairs} pairs of its answers {len(records)} are of different ones"
+            raise BadInput(f"{args.init}: {found}, too few to learn from; ask about more --pairs")
+        write_records(path, records)
     if WORLD_SIZE > 1:
         torch.distributed.barrier()
     return path

@@ -33,6 +33,7 @@ What you see, what is healthy, and what to do otherwise:
     length        tokens an answer. Watch it: learned rewards often grow fond of length.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +168,11 @@ def load_reward(args, tokenizer, reference):
         else:
             prompts = [tokenizer.decode(row[:n]) for row, n in zip(tokens, mask.int().argmax(1))]
             answers = [tokenizer.decode(row[new]) for row, new in zip(tokens, mask)]
-            scores = [float(REWARDS[args.reward](*texts)) for texts in zip(prompts, answers)]
-            scores = torch.tensor(scores, device=tokens.device)
+            scores = [REWARDS[args.reward](*texts) for texts in zip(prompts, answers)]
+            for answer, value in zip(answers, scores):
+                if not isinstance(value, (int, float)) or not math.isfinite(value):
+                    raise BadInput(f"--reward {args.reward} gives {value!r} for the answer {answer!r}")
+            scores = torch.tensor(scores, dtype=torch.float32, device=tokens.device)
         return scores - PENALTY * ~has_ended(tokens, mask, tokenizer.eos)
 
     return score, network

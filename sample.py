@@ -20,6 +20,7 @@ and share are those of that policy. The reference that it is held against is alw
 """
 
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -144,13 +145,14 @@ def compare(args, device):
             score, kl, win_rate, length = means[:, some].mean(1)
             best = np.interp(kl, kls[:, some].mean(1), best_scores[:, some].mean(1))
             before = base[1][some].mean()
-            return [score, kl, best, (score - before) / max(best - before, 1e-9), win_rate, length]
+            share = (score - before) / (best - before) if best - before > 1e-6 else math.nan
+            return [score, kl, best, share, win_rate, length]
 
         row = {"checkpoint": name}
         both = figures(np.arange(len(prompts))), standard_errors(figures, len(prompts))
         for key, value, error in zip(FIGURES, *both):
             row |= {key: round(value, 6) + 0.0, f"{key}_se": round(error, 6)}  # + 0.0: no −0.0
-        if row["kl"] < 0.05:
+        if row["kl"] < 0.05 or math.isnan(row["share"] + row["share_se"]):
             row |= {"share": None, "share_se": None}  # so near, next to nothing could be gained
         rows.append(row)
     if args.json:
@@ -181,7 +183,7 @@ def ask_user(question):
     """A line from the user, or None at the end of the input."""
     print(question, end="", flush=True)
     line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
+    return line.rstrip("\r\n") if line else None
 
 
 def label(args, device):
