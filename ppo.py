@@ -28,7 +28,7 @@ What you see, what is healthy, and what to do otherwise:
     value_loss    half the critic's squared error, or the clipped one where that is larger, in the last
                   minibatch. Falls.
     explained_variance   1 − Var(return − value) / Var(return). 1 is a perfect critic, 0 one that knows
-                  only the mean, below 0 a harmful one. Ends above 0.6 here.
+                  only the mean, below 0 a harmful one. Ends at 0.5 to 0.8 here.
     eos           share of answers that ended by themselves. Near 1; the reward of others is 1 less.
     length        tokens an answer. Watch it: learned rewards often grow fond of length.
 """
