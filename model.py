@@ -219,10 +219,7 @@ def answer_states(model, tokens, start, copies=1):
 
 
 def token_log_probs(model, tokens, mask, start=1, copies=1):
-    """log π(token t | tokens before t) at t, where `mask` is true, and 0 elsewhere.
-
-    tokens, mask and the result are all (B, T), so the same mask selects a token and its log-probability.
-    """
+    """log π(token t | tokens before t) at t under the mask, and 0 elsewhere; all of them are (B, T)."""
     logits = model.head(answer_states(model, tokens, start, copies)[:, :-1]).float()  # (B, T − start, V)
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten(), reduction="none")
     return F.pad(-losses.view(len(tokens), -1), (start, 0)) * mask
@@ -253,9 +250,8 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     new tokens, EOS included; their log-probabilities under the distribution that they were drawn from.
 
     All rows walk through the same columns. A row that is still inside its prompt is given the prompt's next
-    token instead of a drawn one, so one cache serves all rows. Three things save time: rows that begin alike,
-    such as two answers to one prompt, share the reading of that beginning, rows that ended are dropped, and
-    tokens are drawn by a search among sums of probabilities, for which `torch.multinomial` takes longer.
+    token instead of a drawn one, so one cache serves all rows. Three tricks save a tenth of the README's line:
+    rows that begin alike share the reading of that, rows that ended are dropped, no `torch.multinomial`.
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     start, longest = min(map(len, prompts)), max(map(len, prompts))

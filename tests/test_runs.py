@@ -1,5 +1,6 @@
 """Promises that hold for every training script: nothing saved is lost, and every mistake has a sentence."""
 
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import resource
 import shutil
 import signal
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -393,6 +395,9 @@ def test_ctrl_c_from_outside_ends_a_long_run_in_one_sentence(home, moment):
 # ----------------------------------------------------------------------------------------------------
 # Refusals: a command, and the essential words of the sentence that it ends in
 
+SPOILED = "transformer.h.0.mlp.c_fc.weight"  # which some checkpoints have with a number that is none
+NEEDS_NUMBERS = [f"{name} --init runs/pretrain" for name in SCRIPTS] + ["ppo --reward runs/reward"]
+NEEDS_NUMBERS += ["sample --prompt x --init runs/pretrain", "sample --compare runs/pretrain"]
 NO_DEVICE = "cuda" if not torch.cuda.is_available() else "mps"
 REFUSED = {
     "pretrain --steps 0": "0 is not a number from 1",
@@ -409,6 +414,7 @@ REFUSED = {
     "pretrain --data .": ".: cannot be read (Is a directory)",
     "pretrain --data short.txt": "tokens are too few; ten times --block-size are needed",
     "pretrain --data latin.txt": "latin.txt:2: not UTF-8",
+    "pretrain --data books.tar.gz": "books.tar.gz:1: not text; an archive must be unpacked first",
     "pretrain --init nowhere": "nowhere: no checkpoint there",
     "pretrain --init runs/reward": "runs/reward: a reward model, not a language model",
     "pretrain --init runs/dpo --n-layer 3": "--n-layer has no effect beside --init",
@@ -420,6 +426,9 @@ REFUSED = {
     "dpo --loss sft --beta 2": "--beta has no effect on --loss sft",
     "dpo --data bad.jsonl": "bad.jsonl:2: not JSON",
     "dpo --data equal.jsonl": "equal.jsonl: too few pairs (30, of which 30 have equal answers",
+    "dpo --data alike.jsonl": "alike.jsonl: too few pairs (30, of which 30 have equal answers (cut to 80 tok",
+    "dpo --data no-prompt.jsonl": "no-prompt.jsonl:1: the prompt is empty",
+    "dpo --data system.jsonl": 'system.jsonl:1: "system" would be lost',
     "dpo --beta 0": "0 is not a number",
     "dpo --loss ppo": "invalid choice: 'ppo'",
     "dpo --batch-size 5000": "not fewer than --batch-size",
@@ -454,6 +463,11 @@ REFUSED = {
     "sample --data few.jsonl": "--data has no effect without --label",
     "sample --label 1 --max-new-tokens 999": "no new prompt is left that fits",
     **{f"{name} --out file/x": "file/x: Not a directory" for name in SCRIPTS},
+    **{
+        f"{command}-{bad}": f"{command.split()[-1]}-{bad}: {SPOILED} has numbers that are NaN or infinite"
+        for command in NEEDS_NUMBERS
+        for bad in ("nan", "inf", "-inf")
+    },
 }
 
 
@@ -465,6 +479,17 @@ def strange_files(finished):
     Path("few.jsonl").write_text("\n".join(pairs[:5]))
     Path("bad.jsonl").write_text("\n".join([pairs[0], pairs[1][:-5], pairs[2]]))
     Path("equal.jsonl").write_text('{"prompt": "x", "chosen": "y", "rejected": "y"}\n' * 30)
+    alike = {"chosen": "word " * 99 + "yes", "rejected": "word " * 99 + "no"}  # for 80 tokens and more
+    data.write_records("alike.jsonl", [{"prompt": "x"} | alike] * 30)
+    data.write_records("no-prompt.jsonl", [{"prompt": "", "chosen": "yes", "rejected": "no"}] * 30)
+    data.write_records("system.jsonl", [{"prompt": "x", "system": "Be brief."} | alike] * 30)
+    for source, bad in itertools.product(("runs/pretrain", "runs/reward"), ("nan", "inf", "-inf")):
+        copy(source, f"{source}-{bad}")
+        tensors = load_file(f"{source}/model.safetensors")
+        tensors[SPOILED][3, 5] = float(bad)
+        save_file(tensors, f"{source}-{bad}/model.safetensors")
+    with tarfile.open("books.tar.gz", "w:gz") as archive:
+        archive.add("few.jsonl")
     Path("array.json").write_text(json.dumps([json.loads(line) for line in pairs[:5]]))
     Path("short.txt").write_text("too short")
     Path("latin.txt").write_bytes("fine\nça\n".encode("latin-1"))
