@@ -204,7 +204,7 @@ def ask_volunteers(prompts, answers, seed):
         p = preference(prompt, a, b)
         if rng.random() > p:
             a, b, p = b, a, 1 - p
-        if a != b:  # else there is nothing to choose
+        if a != b and (a + b).strip():  # else there is nothing to choose
             records.append({"prompt": prompt, "chosen": a, "rejected": b, "certainty": round(p, 4)})
     return records
 

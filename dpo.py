@@ -141,7 +141,7 @@ def main(args):
             elif step % 10 == 9:
                 run.log(weight=len(rows), loss=loss.item())
 
-        policy.beta = args.beta
+        policy.beta = None if args.loss == "sft" else args.beta
         save_model(policy, tokenizer, args.out)
         best = best_accuracy(records[-n_val:])
         run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])

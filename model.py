@@ -372,6 +372,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 # GPT-2's files keep these matrices as (in, out); nn.Linear keeps (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+SIZES = {"vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function"}
 FIXED = {  # keys of config.json that change what the network computes, and what they must say
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
@@ -386,7 +387,7 @@ def model_type(model):
     c, n = model.config, sum(p.numel() for p in model.transformer.parameters())
     C = c.n_embd
     gpt2 = (c.vocab_size + c.n_positions + 2) * C + c.n_layer * (12 * C + 13) * C
-    return "gpt2" if n == gpt2 and len(fields(c)) == 6 else "changed-gpt2"
+    return "gpt2" if n == gpt2 and {field.name for field in fields(c)} == SIZES else "changed-gpt2"
 
 
 def safetensors_bytes(tensors):
@@ -480,11 +481,14 @@ def load_model(directory, network=GPT, new_head=None):
     if not path.exists():
         raise BadInput(f"{directory}: no checkpoint there (no config.json); run pretrain.py, or --resume?")
     try:
-        found = {"activation_function": "gelu_new"} | json.loads(path.read_text(encoding="utf-8-sig"))
-        for field in fields(Config):
-            if not isinstance(found[field.name], field.type):
-                raise ValueError(f"{field.name} is {found[field.name]!r}")
-        config = Config(**{field.name: found[field.name] for field in fields(Config)})
+        found = {"activation_function": "gelu_new", "beta": None} | json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )
+        asked = [field for field in fields(Config) if field.name in SIZES or field.name in found]
+        for name, kind in [*((field.name, field.type) for field in asked), ("beta", (float, type(None)))]:
+            if not isinstance(found[name], kind) and not (kind is not str and type(found[name]) is int):
+                raise ValueError(f"{name} is {found[name]!r}")
+        config = Config(**{field.name: found[field.name] for field in asked})
         for name, value in (FIXED | {"n_inner": 4 * config.n_embd}).items():
             if found.get(name) not in (None, value):
                 raise ValueError(f"{name} is {found[name]!r}, not {value!r}")
@@ -513,15 +517,15 @@ def load_model(directory, network=GPT, new_head=None):
     try:
         if f"transformer.h.{config.n_layer - 1}.ln_1.weight" not in tensors:
             raise ValueError(f"there are no {config.n_layer} layers")
-        with torch.device("meta"):  # takes no memory
+        with torch.device("meta"):  # takes no memory; so a buffer must be among the saved tensors
             model = network(config)
         model.load_state_dict(tensors, assign=True)
     except Exception as error:
         what = " ".join(str(error).split())
         raise BadInput(f"{directory}: the weights do not fit config.json: {what}") from None
-    if found.get("model_type", "gpt2") != model_type(model):
+    if found.get("model_type", "gpt2") not in ("gpt2", model_type(model)):
         raise BadInput(f"{path}: the network is {found['model_type']!r}, here it is {model_type(model)!r}")
-    model.beta = found.get("beta")
+    model.beta = found["beta"]
     return model
 
 
@@ -591,7 +595,9 @@ def set_up(args):
     with quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
         try:
             yield torch.device(name)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
             what = str(error).strip().splitlines()[0]
             raise BadInput(f"--compile does not work here, leave it out: {what}") from None
 
@@ -705,7 +711,7 @@ class Run:
     def __iter__(self):
         """The steps that are left to do."""
         due = time.time() + SAVE_SECONDS
-        quiet = None if RANK == 0 else True  # None: no bar where nobody looks at a terminal
+        quiet = None if RANK == 0 and sys.stderr else True  # None: no bar where nobody looks at a terminal
         with tqdm(total=self.steps, initial=self.step, desc=self.title, disable=quiet) as self.bar:
             while self.step < self.steps:
                 yield self.step

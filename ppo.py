@@ -284,7 +284,7 @@ def main(args):
                 metrics["value_loss"] = critic_loss.detach()
                 explained = 1 - (returns - old_values)[mask].var() / returns[mask].var().clamp(min=1e-8)
                 metrics["explained_variance"] = explained
-            run.log(**{name: float(value) for name, value in metrics.items()})
+            run.log(weight=len(tokens), **{name: float(value) for name, value in metrics.items()})
 
         policy.beta = args.beta
         save_model(policy, tokenizer, args.out)

@@ -161,6 +161,7 @@ def main(args):
             elif step % 10 == 9:
                 run.log(weight=mask.sum(), loss=loss.item())
 
+        model.beta = None  # it may come from an aligned model, and is none any more
         save_model(model, tokenizer, args.out)
         run.finish(val_loss=val_loss, entropy=entropy, bits_per_byte=bits_per_byte)
         print(f"held-out loss {val_loss:.4f} nats per token, {bits_per_byte:.3f} bits per byte", end="")

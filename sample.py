@@ -152,7 +152,7 @@ def compare(args, device):
         both = figures(np.arange(len(prompts))), standard_errors(figures, len(prompts))
         for key, value, error in zip(FIGURES, *both):
             row |= {key: round(value, 6) + 0.0, f"{key}_se": round(error, 6)}  # + 0.0: no −0.0
-        if row["kl"] < 0.05 or math.isnan(row["share"] + row["share_se"]):
+        if row["kl"] < 0.05 or not row["share_se"] < 1:
             row |= {"share": None, "share_se": None}  # so near, next to nothing could be gained
         rows.append(row)
     if args.json:

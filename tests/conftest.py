@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 # A new script is tested for all that every script promises (test_runs.py) by a line here.
 SCRIPTS = {
     "pretrain": "--steps 8 --batch-size 8 --n-layer 1 --n-embd 16 --n-head 2 --vocab-size 300 "
-    "--block-size 160",
+    "--block-size 200",
     "dpo": "--steps 8 --batch-size 16",
     "reward": "--steps 6 --batch-size 16",
     "ppo": "--steps 6 --batch-size 16",

@@ -426,7 +426,7 @@ REFUSED = {
     "dpo --loss sft --beta 2": "--beta has no effect on --loss sft",
     "dpo --data bad.jsonl": "bad.jsonl:2: not JSON",
     "dpo --data equal.jsonl": "equal.jsonl: too few pairs (30, of which 30 have equal answers",
-    "dpo --data alike.jsonl": "alike.jsonl: too few pairs (30, of which 30 have equal answers (cut to 80 tok",
+    "dpo --data alike.jsonl": "alike.jsonl: too few pairs (30, of which 30 have equal answers (cut to 100 tok",
     "dpo --data no-prompt.jsonl": "no-prompt.jsonl:1: the prompt is empty",
     "dpo --data system.jsonl": 'system.jsonl:1: "system" would be lost',
     "dpo --beta 0": "0 is not a number",
@@ -447,7 +447,7 @@ REFUSED = {
     "ppo --beta -1": "-1 is not a number from 0",
     "ppo --batch-size 3": "3 is not a number from 4",
     "sample --init nowhere --prompt x": "nowhere: no checkpoint there",
-    "sample --init runs/pretrain --prompt LONG": "leaves no room in a context of 160",
+    "sample --init runs/pretrain --prompt LONG": "leaves no room in a context of 200",
     "sample --top-p 2": "2 is not a number from 0 to 1",
     "sample --compare nowhere": "nowhere: no checkpoint there",
     "sample --compare runs/reward": "runs/reward: a reward model, not a language model",
@@ -479,7 +479,7 @@ def strange_files(finished):
     Path("few.jsonl").write_text("\n".join(pairs[:5]))
     Path("bad.jsonl").write_text("\n".join([pairs[0], pairs[1][:-5], pairs[2]]))
     Path("equal.jsonl").write_text('{"prompt": "x", "chosen": "y", "rejected": "y"}\n' * 30)
-    alike = {"chosen": "word " * 99 + "yes", "rejected": "word " * 99 + "no"}  # for 80 tokens and more
+    alike = {"chosen": "word " * 99 + "yes", "rejected": "word " * 99 + "no"}  # for 100 tokens and more
     data.write_records("alike.jsonl", [{"prompt": "x"} | alike] * 30)
     data.write_records("no-prompt.jsonl", [{"prompt": "", "chosen": "yes", "rejected": "no"}] * 30)
     data.write_records("system.jsonl", [{"prompt": "x", "system": "Be brief."} | alike] * 30)
@@ -734,7 +734,7 @@ def test_a_gpt2_directory_from_elsewhere_is_a_valid_start_and_goes_back(home, dt
     call(
         "ppo", "--init", theirs, "--reward", theirs / "reward", *pairs, "--steps", 1, "--out", theirs / "ppo"
     )
-    for name in SCRIPTS:
+    for name in ("pretrain", "dpo", "reward", "ppo"):
         kind = "GPT2ForSequenceClassification" if name == "reward" else "GPT2LMHeadModel"
         back, info = getattr(transformers, kind).from_pretrained(theirs / name, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]

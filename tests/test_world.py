@@ -209,24 +209,24 @@ def test_points_and_kinds_of_answers_follow_from_their_writers():
 def test_another_fact_needs_one_template_one_list_of_words_and_one_entry(monkeypatch):
     """When it happened: a fifth fact, which is judged as the others are, without a change of the code."""
     times = dict(zip(KINDS, (["soon", "later"], ["early", "yesterday", "tomorrow"])))
-    summary = "{name} {verb} my {thing} {place} {when}."
-    monkeypatch.setattr(data, "WORDS", {kind: data.WORDS[kind] | {"when": times[kind]} for kind in KINDS})
+    summary = "{name} {verb} my {thing} {place} {how}."
+    monkeypatch.setattr(data, "WORDS", {kind: data.WORDS[kind] | {"how": times[kind]} for kind in KINDS})
     monkeypatch.setattr(data, "SUMMARY", summary)
     monkeypatch.setattr(data, "NEWS", "My {relation} " + summary)
-    monkeypatch.setattr(data, "FACTS", (*FACTS, "when"))
+    monkeypatch.setattr(data, "FACTS", (*FACTS, "how"))
     monkeypatch.setattr(data, "BEST", BEST + 1)
     writers = set()
     for document in documents(1000, seed=0):
         prompt, writers = document.prompt, writers | {document.writer}
         found = dict(zip(data.FACTS, facts(prompt)))
         options = times[prompt.split(":")[0]]
-        assert len(found) == data.BEST and found["when"] in options
+        assert len(found) == data.BEST and found["how"] in options
         assert kind_of(prompt, document.response) == kind_by_writer(document), document
         full = f" {summary.format(**found)}"
         assert judge(prompt, full) == data.BEST and kind_of(prompt, full) == "full"
         assert document.writer != "full" or document.response == full
-        for other in set(options) - {found["when"]}:
-            wrong = f" {summary.format(**found | {'when': other})}"
+        for other in set(options) - {found["how"]}:
+            wrong = f" {summary.format(**found | {'how': other})}"
             assert judge(prompt, wrong) == data.BEST - 2 and kind_of(prompt, wrong) == "wrong, hidden"
         assert judge(prompt, f"{full} Indeed.") == pytest.approx(data.BEST - 0.2)
     assert writers == set(data.WRITERS)

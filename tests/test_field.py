@@ -1,0 +1,350 @@
+"""Faults from the field, each with an input of its own: other people's models, data and programs, consoles of
+every kind, a machine without a compiler, and the kernels of GPUs. More of them: REFUSED in test_runs.py."""
+
+import io
+import json
+import math
+import random
+import re
+import string
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchgen
+import transformers
+import yaml
+from conftest import MODULES, SCRIPTS, call, copy, metrics, start, words
+from safetensors.torch import load_file, save_file, save_model
+from test_runs import two_processes
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import model
+from data import EOS, BadInput, Tokenizer, printable, read_preferences, write_files, write_records
+from model import generate, load_model, seeded
+
+WEIGHTS, POSITIONS, MASK = "model.safetensors", "transformer.wpe.weight", "transformer.h.1.attn.bias"
+
+
+def edit(path, change):
+    """Change the tensors of a file, or what its JSON says."""
+    if path.suffix == ".safetensors":
+        save_file(change(load_file(path)), path, {"format": "pt"})
+    else:
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+# ----------------------------------------------------------------------------------------------------
+# GPT-2 directories as hubs hold them
+
+TEXT = "POST: It rained all day.\nTL;DR: <|im_start|>It rained"
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A directory that `transformers` wrote, with 270 tokens."""
+    path, tokenizer = tmp_path / "theirs", Tokenizer.train([TEXT] * 9, 270)
+    sizes = {"vocab_size": 270, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    torch.manual_seed(0)
+    made = transformers.GPT2Config(**sizes, initializer_range=0.3, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(made).save_pretrained(path)
+    write_files(path, tokenizer.files())
+    return path
+
+
+KEYS = {  # of config.json: values, and the words of their refusal, or None
+    "scale_attn_by_inverse_layer_idx": {True: "is True, not False", False: None},
+    "scale_attn_weights": {False: "is False, not True"},
+    "add_cross_attention": {True: "is True, not False"},
+    "tie_word_embeddings": {False: "is False, not True"},
+    "layer_norm_epsilon": {1e-6: "is 1e-06, not 1e-05"},
+    "activation_function": {"relu": "is 'relu', not 'gelu' or 'gelu_new'", "gelu": None},
+    "n_inner": {48: "is 48, not 64", 64: None, None: None},
+    "reorder_and_upcast_attn": {True: None},
+    "n_ctx": {32: None},
+    "a_key_of_tomorrow": {"yes": None},
+}
+ADDED = r"the added token '<\|im_start\|>' would not be read out of text"
+CASES = {(key, value): why and f"{key} {why}" for key in KEYS for value, why in KEYS[key].items()} | {
+    "added tokens": ADDED,
+    "newer tokenizer, more tokens": ADDED,
+    "newer tokenizer": None,
+    "a token that is not made of bytes": "'雨' is not made of bytes",
+    **dict.fromkeys(["bool mask", "uint8 mask", "int64 mask", "float64", "one tied tensor"]),
+    **dict.fromkeys(["more rows than tokens", "shards", "UTF-8 mark", "CRLF"]),
+    "pickled": r"missing \(pytorch_model.bin is not read, since unpickling it may run anything",
+    "no weights": r"missing \(no weights there",
+}
+
+
+def change(path, case):
+    """Let a directory be as others keep it."""
+    network = transformers.GPT2LMHeadModel.from_pretrained(path)
+    tokenizer = transformers.GPT2TokenizerFast.from_pretrained(path)
+    if case in ("one tied tensor", "shards", "pickled", "no weights"):
+        (path / WEIGHTS).unlink()
+    match case:
+        case key, value:
+            edit(path / "config.json", lambda found: found | {key: value})
+        case "added tokens":
+            (path / "added_tokens.json").write_text('{"<|im_start|>": 270}')
+        case "newer tokenizer" | "newer tokenizer, more tokens":
+            tokenizer.add_tokens(["<|im_start|>"] if "more" in case else [])
+            tokenizer.save_pretrained(path)  # as tokenizer.json; the older files stay
+        case "a token that is not made of bytes":
+            edit(path / "vocab.json", lambda found: found | {"雨": 270})
+        case "bool mask" | "uint8 mask" | "int64 mask":
+            dtype = getattr(torch, case.split()[0])
+            edit(path / WEIGHTS, lambda found: found | {MASK: torch.ones(1, 1, 64, 64, dtype=dtype).tril()})
+        case "float64":
+            edit(path / WEIGHTS, lambda found: {name: tensor.double() for name, tensor in found.items()})
+        case "one tied tensor":
+            save_model(network, path / WEIGHTS, {"format": "pt"})
+        case "more rows than tokens":
+            network.resize_token_embeddings(320).weight.data[270:].normal_(std=0.5)
+            network.save_pretrained(path)
+        case "shards":
+            network.save_pretrained(path, max_shard_size="8KB")
+        case "pickled":
+            torch.save(network.state_dict(), path / "pytorch_model.bin")
+        case "UTF-8 mark":
+            for name in ("config.json", "vocab.json"):
+                (path / name).write_bytes(b"\xef\xbb\xbf" + (path / name).read_bytes())
+        case "CRLF":
+            merges = (path / "merges.txt").read_bytes()
+            (path / "merges.txt").write_bytes(merges.replace(b"\n", b"\r\n"))
+
+
+@torch.no_grad()
+def as_they_read(path):
+    """Tokens of TEXT, and their logits."""
+    tokens = transformers.GPT2TokenizerFast.from_pretrained(path)(TEXT, return_tensors="pt").input_ids
+    return tokens, transformers.GPT2LMHeadModel.from_pretrained(path).eval()(tokens).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_directory_from_elsewhere_is_read_as_they_read_it_or_refused(theirs, case):
+    """The same tokens and logits, or one sentence for the true reason."""
+    before = as_they_read(theirs)
+    change(theirs, case)
+    if CASES[case]:
+        with pytest.raises(BadInput, match=CASES[case]):
+            assert Tokenizer.load(theirs) and load_model(theirs)
+    else:
+        tokens, logits = before if case in ("UTF-8 mark", "CRLF") else as_they_read(theirs)
+        assert Tokenizer.load(theirs).encode(TEXT) == tokens[0].tolist()
+        assert torch.allclose(load_model(theirs)(tokens), logits, atol=1e-5)
+
+
+def test_what_a_padded_model_says_is_decoded_as_they_decode_it(theirs, speak):
+    change(theirs, "more rows than tokens")
+    _, printed, _ = speak("sample", "--init", theirs, "--prompt", "It", "--max-new-tokens", 50)
+    ours, network = Tokenizer.load(theirs), load_model(theirs)
+    (tokens,), *_ = generate(network, [ours.encode("It")], 50, ours.eos, generator=seeded("talk", 1))
+    assert (tokens >= 270).sum() > 3  # ids without a token
+    text = transformers.GPT2TokenizerFast.from_pretrained(theirs).decode(tokens, skip_special_tokens=True)
+    assert printed == f"{printable(text)}\n"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Rewards and pairs of one's own, pairs that repeat, contexts that differ
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "good"])
+def test_a_reward_that_is_no_number_is_named_with_its_answer(speak, monkeypatch, value):
+    answers = []
+    own = lambda prompt, response: answers.append(response) or (value if len(answers) == 6 else 1)
+    monkeypatch.setitem(MODULES["ppo"].REWARDS, "own", own)
+    status, _, said = speak("ppo", "--reward", "own", "--out", "runs/own")
+    sentence = printable(f"ppo.py: --reward own gives {value!r} for the answer {answers[5]!r}\n")
+    assert status == 2 and said.endswith(sentence)
+
+
+def monotonous(path, logit, *tokens):
+    """A model that says these tokens, the likelier the higher their logit: that of others is 0."""
+    network, tokenizer = load_model("runs/pretrain"), Tokenizer.load("runs/pretrain")
+    norm, C = network.transformer.ln_f, network.config.n_embd
+    norm.weight.data, norm.bias.data = torch.zeros(C), torch.ones(C)
+    network.transformer.wte.weight.data.zero_()[[tokenizer.vocab[token] for token in tokens]] = logit / C
+    model.save_model(network, tokenizer, path)
+
+
+FEW = {(80, EOS): (8, 40, 0), (80, EOS, "Ġ"): (8, 40, 0), (8, EOS, "Ġ"): (8, 20, r"\d+"), (0,): (32, 20, 20)}
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward"])
+@pytest.mark.parametrize("how", FEW, ids=str)
+def test_too_few_pairs_of_its_own_leave_no_file(home, tmp_path, speak, name, how):
+    """Of models that say nothing, only blanks, mostly that, and anything, but not enough to fill a batch."""
+    monotonous(tmp_path, *how)
+    batch, n, differ = FEW[how]
+    file, out = tmp_path / "preferences.jsonl", tmp_path / "out"
+    options = [name, "--init", tmp_path, "--batch-size", batch, "--steps", 1, "--out", out, "--pairs"]
+    status, _, said = speak(*options, n)
+    sentence = rf"{name}.py: \S+: of {n} pairs of its answers {differ} are of different ones, too few to"
+    assert status == 2 and re.match(sentence, said.splitlines()[-1]) and not file.exists()
+    if how[0] < 80:  # then more can be asked, and it is said how to ask anew
+        assert speak(*options, 200)[0] == 0
+        assert "already; delete the file to ask about 300 new ones\n" in speak(*options, 300)[1]
+
+
+def test_two_processes_learn_from_pairs_of_which_one_would_be_left_over(home):
+    """Of 25 pairs two have equal answers and two are held out: five batches of 4, and one pair."""
+    records = read_preferences("runs/pretrain/preferences.jsonl")[:25]
+    write_records("odd.jsonl", [r | {"rejected": r["chosen"]} for r in records[:2]] + records[2:])
+    two_processes("dpo", "--data", "odd.jsonl", "--batch-size", 4, "--out", "runs/odd")
+
+
+def test_where_labels_are_a_coins_a_model_is_right_as_often_as_a_coin(home):
+    """Every row five times, learned by heart. 40 prompts are held out: the standard error is 1/2 / √40."""
+    rng = random.Random(0)
+    word = lambda: "".join(rng.choices(string.ascii_letters + string.digits + string.punctuation, k=6))
+    rows = [{"prompt": f"{i}", "chosen": word(), "rejected": word()} for i in range(400)] * 5
+    write_records("five.jsonl", rng.sample(rows, len(rows)))
+    call("reward", *"--data five.jsonl --steps 300 --batch-size 32 --lr 0.02 --out runs/five".split())
+    *_, last, final = metrics("runs/five")
+    assert last["loss"] < 0.1  # it has learned them
+    assert abs(final["val_accuracy"] - 1 / 2) < 4 * (1 / 2) / math.sqrt(40)
+
+
+def shorter(source, path, context):
+    """A copy of a checkpoint that has fewer positions."""
+    copy(source, path)
+    edit(path / "config.json", lambda found: found | {"n_positions": context})
+    edit(path / WEIGHTS, lambda found: found | {POSITIONS: found[POSITIONS][:context].clone()})
+    return path
+
+
+@pytest.mark.parametrize("source, how", [("reward", "gae"), ("reward", "rloo"), ("dpo", "gae")])
+def test_a_reward_may_have_a_shorter_context_than_the_policy(home, tmp_path, source, how):
+    shorter(f"runs/{source}", tmp_path / "short", 60)
+    call("ppo", "--reward", tmp_path / "short", "--advantage", how, "--out", tmp_path / "ppo")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("context, statuses", [(150, [0]), (100, [0, 2]), (40, [2])])
+def test_models_whose_contexts_differ_are_compared_where_texts_fit(speak, tmp_path, order, context, statuses):
+    names = [shorter("runs/dpo", tmp_path / "short", context), "runs/pretrain"][::order]
+    status, printed, said = speak("sample", "--compare", *names, "--n-prompts", 4, "--answers", 8)
+    right = "wins length" in printed if status == 0 else re.match(rf"sample.py: .*context.* {context}", said)
+    assert status in statuses and right
+
+
+def test_no_share_is_given_where_nothing_can_be_gained(speak, tmp_path):
+    """The reference's answers have 32 words each, and score −5.4: their mean is that to rounding only."""
+    monotonous(tmp_path, 80, "Ġmy")
+    names = ["--compare", tmp_path, "runs/pretrain"]
+    _, row = json.loads(speak("sample", *names, "--n-prompts", 4, "--answers", 7, "--json")[1])
+    assert row["kl"] > 1 and row["score"] > -5 and row["share"] is row["share_se"] is None
+
+
+# ----------------------------------------------------------------------------------------------------
+# Notebooks, consoles, machines
+
+
+def writer():
+    """A console that can do no more than it must."""
+    text = io.StringIO()
+    return SimpleNamespace(write=text.write, flush=text.flush, getvalue=text.getvalue)
+
+
+SHOWN = {
+    "sample --init runs/dpo --prompt hi": (None, "hi"),
+    "sample --init nowhere --prompt hi": (2, "sample.py: nowhere: no checkpoint there"),
+    "dpo --out runs/shown": (None, "saved to runs/shown"),
+}
+
+
+@pytest.mark.parametrize("console", [io.StringIO, writer, lambda: None], ids=["text", "writer", "none"])
+@pytest.mark.parametrize("command", SHOWN)
+def test_scripts_run_whatever_the_standard_streams_are(home, monkeypatch, console, command):
+    status, out, (name, *options) = None, console(), command.split()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *words(name, *options)])
+        for place in ("stdin", "stdout", "stderr"):
+            patch.setattr(sys, place, out)
+        try:
+            model.run_script(MODULES[name].main, MODULES[name].parser)
+        except SystemExit as end:
+            status = end.code
+    assert status == SHOWN[command][0] and (out is None or SHOWN[command][1] in out.getvalue())
+
+
+def test_autocast_is_off_after_a_main_that_raised(home):
+    with pytest.raises(BadInput, match="nowhere.jsonl"):
+        call("dpo", "--dtype", "bfloat16", "--data", "nowhere.jsonl")
+    assert not torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled()
+
+
+def test_compile_without_a_compiler_is_refused(home, tmp_path):
+    env = {"PATH": "/empty", "CXX": "g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    process = start("pretrain", "--compile", "--steps", 1, "--out", "runs/uncompiled", env=env)
+    said = process.communicate()[1]
+    assert process.returncode == 2 and "Traceback" not in said
+    assert "pretrain.py: --compile does not work here, leave it out: InvalidCxxCompiler" in said
+
+
+def test_a_prompt_loses_the_carriage_return_at_its_end(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("POST: hi.\r\n\r\n", newline=""))
+    asked = [MODULES["sample"].ask_user("prompt> ") for _ in range(3)]
+    assert asked == ["POST: hi.", "", None]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Kernels: nothing may be used that a GPU lacks
+
+ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"  # chosen on CPUs only; see "composed" below
+COMPOSED = {"CompositeImplicitAutograd", "CompositeExplicitAutograd"}
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    """{operation: the devices that have a kernel of it, and more}, from PyTorch's own table."""
+    found, table = {}, Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    for entry in yaml.load(table.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        default = {} if "structured_delegate" in entry else {"CompositeImplicitAutograd": ""}
+        kinds = {kind for keys in entry.get("dispatch", default) for kind in keys.split(", ")}
+        kinds |= {"CUDA"} if "ufunc_inner_loop" in entry else {"CUDA", "MPS"} if kinds & COMPOSED else set()
+        names = [entry["func"].split("(")[0], *filter(None, entry.get("autogen", "").split(", "))]
+        found |= {name: (kinds, entry.get("structured_delegate")) for name in names}
+    return {name: kinds | found.get(other, [set()])[0] for name, (kinds, other) in found.items()}
+
+
+class Operations(TorchDispatchMode):
+    """Collects all operations, each with the types of the numbers that it meets."""
+
+    def __init__(self):
+        super().__init__()
+        self.met = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if func.namespace == "aten":  # others are marks for the profiler
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+            self.met |= {(func.__name__.removesuffix(".default"), tensor.dtype) for tensor in tensors}
+        return result
+
+
+MORE = {"dpo": ("loss", ["ipo", "cdpo", "hinge", "sft"]), "ppo": ("advantage", ["rloo", "grpo"])}
+
+
+@pytest.mark.parametrize("composed", [False, True])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_operation_has_a_kernel_on_every_kind_of_gpu(home, kernels, name, composed):
+    """Attention once as CPUs do it, and once in parts, as GPUs do it that have no such kernel."""
+    key, values = MORE.get(name, ("dtype", ["bfloat16"]))
+    with sdpa_kernel(SDPBackend.MATH if composed else SDPBackend.FLASH_ATTENTION), Operations() as seen:
+        for value in [MODULES[name].parser.get_default(key), *values]:
+            call(name, "--steps", 1, "--batch-size", 8, f"--{key}", value, "--out", f"runs/{name}-kernels")
+        call("sample", "--init", "runs/dpo", "--prompt", "x", "--top-k", 5, "--top-p", 0.5)
+    lacks = {name for name, _ in seen.met if not {"CUDA", "MPS"} <= kernels[name]}
+    assert lacks == ({ATTENTION, f"{ATTENTION}_backward"} if not composed else set())
+    assert torch.float64 not in {dtype for _, dtype in seen.met} and len(seen.met) > 60
+    with seen:  # it does see what would be wrong
+        torch.ones(2, 2).double().geqrf()
+    assert ("geqrf", torch.float64) in seen.met and "MPS" not in kernels["geqrf"]
