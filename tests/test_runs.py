@@ -426,7 +426,7 @@ REFUSED = {
     "dpo --loss sft --beta 2": "--beta has no effect on --loss sft",
     "dpo --data bad.jsonl": "bad.jsonl:2: not JSON",
     "dpo --data equal.jsonl": "equal.jsonl: too few pairs (30, of which 30 have equal answers",
-    "dpo --data alike.jsonl": "alike.jsonl: too few pairs (30, of which 30 have equal answers (cut to 100 tok",
+    "dpo --data alike.jsonl": "alike.jsonl: too few pairs (30, of which 30 have equal answers (cut to 100",
     "dpo --data no-prompt.jsonl": "no-prompt.jsonl:1: the prompt is empty",
     "dpo --data system.jsonl": 'system.jsonl:1: "system" would be lost',
     "dpo --beta 0": "0 is not a number",
