@@ -1,7 +1,6 @@
 """Everything that knows text. Look at the data before anything else: python data.py
 
-1. The world: short texts and their summaries, made up from a seed. Its source and its judge are known
-   exactly, so every result of this project can be compared with the best possible one.
+1. The world: short texts and their summaries. Source and judge are known, and so is the best result.
 2. People's choices: volunteers prefer one answer to another, and such pairs become rectangles of numbers.
    A first reading ends here. For when you need it:
 3. Tokenizer: byte-level byte-pair encoding, in GPT-2's own file format.

@@ -24,10 +24,9 @@ takes about half a minute on two CPU cores. What you see while it runs, all on h
     val_loss      falls from log 2 = 0.693; no model can get below the volunteers' own noise
     val_accuracy  share of pairs where the chosen answer has the higher implicit reward β log(π / π_ref)
     margin        implicit reward of chosen − of rejected; grows from 0
-    chosen        implicit reward of the chosen answers. It may fall below 0, and that is no error: the
-                  loss asks for the *difference* only. An answer that people like less loses probability,
-                  one that they like a little more may lose some too, and both make room for a better
-                  answer that was not in this pair. Watch `margin`, and the samples.
+    chosen        implicit reward of the chosen answers. It may fall below 0: the loss asks for the
+                  *difference* only, and both answers may make room for a better one that was not in
+                  this pair. Watch `margin`, and the samples.
 """
 
 import math

@@ -207,8 +207,8 @@ class ScalarGPT(GPT):
 def answer_states(model, tokens, start, copies=1):
     """Hidden states (B, T − start + 1, C) of the columns start − 1, …, T − 1.
 
-    `copies`: the first `start` columns say the same B / copies beginnings again and again, as they do for two
-    answers to each prompt (`data.pad_pairs`). Read once, they make a step of DPO 1.7 times as quick.
+    With `copies` the rows' first `start` columns are B / copies beginnings, said so many times
+    (`data.pad_pairs`: twice). Read once, they make a step of DPO 1.7 times as quick.
     """
     if copies == 1:
         return model.transformer(tokens)[:, start - 1 :]
