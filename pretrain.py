@@ -11,7 +11,7 @@ entropy. The gap between the two is what the model has yet to learn.
 
     python pretrain.py
 
-takes about a minute on two CPU cores. You should see the held-out loss fall to within 2% of the entropy,
+takes about a minute on two CPU cores. You should see the held-out loss fall to 2% above the entropy,
 and the model's likeliest answer to one prompt turn from noise into English. Mind what it is: it repeats the
 first sentence, because most summaries do. It knows what language looks like, and does not do what people
 want. That is what alignment is for.

@@ -256,7 +256,7 @@ def writer():
 SHOWN = {
     "sample --init runs/dpo --prompt hi": (None, "hi"),
     "sample --init nowhere --prompt hi": (2, "sample.py: nowhere: no checkpoint there"),
-    "dpo --out runs/shown": (None, "saved to runs/shown"),
+    "pretrain --data runs/pretrain/merges.txt --block-size 8 --out runs/shown": (None, "saved to runs/shown"),
 }
 
 
