@@ -360,6 +360,12 @@ class Tokenizer:
             added = [*json.loads(read_text(older))] if older.exists() else []
             if newer.exists():
                 added += [token["content"] for token in json.loads(read_text(newer))["added_tokens"]]
+            settings = Path(directory, "tokenizer_config.json")
+            settings = json.loads(read_text(settings)) if settings.exists() else {}
+            added += [token["content"] for token in settings.get("added_tokens_decoder", {}).values()]
+            for name in ("add_prefix_space", "add_bos_token"):
+                if settings.get(name):
+                    raise ValueError(f"{name} of tokenizer_config.json is not implemented")
             for token in added:
                 if token not in (EOS, PAD):
                     raise ValueError(f"the added token {token!r} would not be read out of text")

@@ -434,7 +434,7 @@ def read_tensors(directory):
         try:
             names = {*json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()}
             return {k: v for name in sorted(names) for k, v in read_safetensors(path.with_name(name)).items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"{index}: not an index of safetensors files ({error!r})") from None
     if not path.exists():
         old = path.with_name("pytorch_model.bin").exists()
@@ -711,7 +711,7 @@ class Run:
     def __iter__(self):
         """The steps that are left to do."""
         due = time.time() + SAVE_SECONDS
-        quiet = None if RANK == 0 and sys.stderr else True  # None: no bar where nobody looks at a terminal
+        quiet = None if RANK == 0 else True  # None: no bar where nobody looks at a terminal
         with tqdm(total=self.steps, initial=self.step, desc=self.title, disable=quiet) as self.bar:
             while self.step < self.steps:
                 yield self.step

@@ -33,7 +33,7 @@ What you see, what is healthy, and what to do otherwise:
     length        tokens an answer. Watch it: learned rewards often grow fond of length.
 """
 
-import math
+import numbers
 from pathlib import Path
 
 import numpy as np
@@ -170,9 +170,9 @@ def load_reward(args, tokenizer, reference):
             answers = [tokenizer.decode(row[new]) for row, new in zip(tokens, mask)]
             scores = [REWARDS[args.reward](*texts) for texts in zip(prompts, answers)]
             for answer, value in zip(answers, scores):
-                if not isinstance(value, (int, float)) or not math.isfinite(value):
+                if not isinstance(value, numbers.Real) or not abs(value) < 1e30:
                     raise BadInput(f"--reward {args.reward} gives {value!r} for the answer {answer!r}")
-            scores = torch.tensor(scores, dtype=torch.float32, device=tokens.device)
+            scores = torch.tensor([float(x) for x in scores], device=tokens.device)
         return scores - PENALTY * ~has_ended(tokens, mask, tokenizer.eos)
 
     return score, network

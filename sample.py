@@ -216,7 +216,7 @@ def label(args, device):
         how["generator"] = seeded("labelled", args.seed, len(seen), device=device)
         for prompt in prompts:
             first, second = sample_texts(model, tokenizer, [prompt] * 2, **how)
-            if first != second:  # else there is nothing to choose
+            if first != second and (first + second).strip():  # else there is nothing to choose
                 yield prompt, first, second
 
     pairs, waiting, chosen_pairs = new_pairs(), [], []

@@ -155,7 +155,7 @@ def test_what_a_padded_model_says_is_decoded_as_they_decode_it(theirs, speak):
 # Rewards and pairs of one's own, pairs that repeat, contexts that differ
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "good"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, None, "good"])
 def test_a_reward_that_is_no_number_is_named_with_its_answer(speak, monkeypatch, value):
     answers = []
     own = lambda prompt, response: answers.append(response) or (value if len(answers) == 6 else 1)
@@ -260,7 +260,7 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("console", [io.StringIO, writer, lambda: None], ids=["text", "writer", "none"])
+@pytest.mark.parametrize("console", [io.StringIO, writer], ids=["text", "writer"])
 @pytest.mark.parametrize("command", SHOWN)
 def test_scripts_run_whatever_the_standard_streams_are(home, monkeypatch, console, command):
     status, out, (name, *options) = None, console(), command.split()
@@ -272,7 +272,7 @@ def test_scripts_run_whatever_the_standard_streams_are(home, monkeypatch, consol
             model.run_script(MODULES[name].main, MODULES[name].parser)
         except SystemExit as end:
             status = end.code
-    assert status == SHOWN[command][0] and (out is None or SHOWN[command][1] in out.getvalue())
+    assert status == SHOWN[command][0] and SHOWN[command][1] in out.getvalue()
 
 
 def test_autocast_is_off_after_a_main_that_raised(home):
