@@ -6,7 +6,7 @@
     python sample.py --label 100      # be the volunteer, then: python dpo.py --data runs/labels.jsonl
 
 The judge of the embedded world is asked here, after training, and by the volunteers. No training script
-sees it.
+sees it, but for `ppo.py --reward judge`.
 
 How the optimum is known. For a reference π_ref, a reward r and a strength β, the best policy is
 π*(y|x) ∝ π_ref(y|x) exp(r(x, y) / β). Take k answers to a prompt from the reference and give answer i
