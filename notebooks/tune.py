@@ -1,71 +1,62 @@
 """The trials that the default settings come from, on seed 0, which no result is reported for.
 
-    python notebooks/tune.py dpo "--lr 1e-3" "--lr 2e-3 --batch-size 32" …
-    python notebooks/tune.py reward "--lr 5e-3" …
-    python notebooks/tune.py ppo "--lr 1e-3 --epochs 1" …
+    python notebooks/tune.py           # half an hour on two cores; stop it and start it again as you like
 
-Each trial runs a script with these options on the pretrained model in `runs/tuning/pretrain`, measures what
-came out, and adds a line to `notebooks/tuning.jsonl`: the method, the setting, the figures. Both roads had
-twelve trials; those of the reward model count for RLHF. They were made with 9,600 pairs asked for.
+Each line of `tuning.jsonl` is a trial. Those without "round" are older: they were made with 9,600 pairs, on a
+world of other digits, and measured by sampling. Their grid ended at its corner for the reward model, so the
+second round tries lower rates, more passes and other batches, the same twelve settings for both roads. RLHF's
+settings are those of its reward model, and PPO goes on from that with its defaults. Policies are measured as
+in the race, by listing their answers.
 """
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import math
 
-import numpy as np
-import torch
+from race import HERE, Reference, dpo, home_of, job_pretrain, reward, run_all, train
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+from data import read_preferences
 
-from data import Tokenizer, documents  # noqa: E402
-from model import load_model  # noqa: E402
-from sample import frontier, measure  # noqa: E402
-
-RUNS = HERE.parent / "runs" / "tuning"
-POSTS = [d.prompt for d in documents(64, seed=[0, 6], kind="POST")]  # others than `sample.py --compare` has
+SETTINGS = [  # (rate over the default one, passes over the pairs, pairs a step)
+    (1, 1, 32), (1 / 3, 1, 32), (1 / 2, 1, 32), (2, 1, 32), (1, 2, 32), (1 / 2, 2, 32), (1 / 3, 3, 32),
+    (1 / 2, 3, 32), (1, 1, 64), (1.4, 1, 64), (1, 1, 16), (1 / 2, 1, 16),
+]  # fmt: skip
+SFT_RATES = (1 / 4, 1 / 2, 1, 2)  # of fine-tuning on the chosen answers
 
 
-def judged(directory, k):
-    """The judge's score, the KL from the reference, and the share of the optimal gain at that KL."""
-    torch.manual_seed(0)
-    tokenizer, reference = Tokenizer.load(RUNS / "pretrain"), load_model(RUNS / "pretrain")
-    base = RUNS / "reference.npy"
-    if not base.exists():
-        np.save(base, measure(reference, reference, tokenizer, POSTS, 256)[1])
-    start = np.load(base)
-    kls, best = np.mean(frontier(start), axis=2)
-    _, scores, log_ratios, _ = measure(load_model(directory), reference, tokenizer, POSTS, k)
-    score, kl = scores.mean(), log_ratios.mean()
-    return {
-        "score": score,
-        "kl": kl,
-        "share": (score - start.mean()) / (np.interp(kl, kls, best) - start.mean()),
-    }
+def options(script, rate, passes, batch_size):
+    """A setting as options of a script. One pass is nine pairs in ten, as the rest are held out."""
+    pairs = len(read_preferences(home_of(0, "pretrain") / "preferences.jsonl"))
+    steps = passes * math.ceil((pairs - min(1024, pairs // 10)) / batch_size)
+    lr = float(f"{rate * script.parser.get_default('lr'):.2g}")
+    return ["--lr", lr, "--batch-size", batch_size, "--steps", steps]
 
 
-def trial(method, setting):
-    out = RUNS / f"{method} {setting}".replace(" ", "_").replace("/", "-")
-    command = [sys.executable, f"{method}.py", "--seed", "0", "--init", RUNS / "pretrain", "--out", out]
-    command += ["--reward", RUNS / "reward"] * (method == "ppo") + setting.split()
-    subprocess.run([str(part) for part in command], cwd=HERE.parent, check=True, stdout=subprocess.DEVNULL)
-    figures = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    if method == "reward":
-        figures["accuracy / best possible"] = figures["val_accuracy"] / figures["best_accuracy"]
+def trial(way, *setting):
+    if way == "rlhf":
+        how = options(reward, *setting)
+        name = "tune reward " + " ".join(map(str, how))
+        figures = train("reward", 0, name, *how)
+        figures |= {
+            f"ppo_{key}": x for key, x in train("ppo", 0, f"{name} ppo", "--reward", home_of(0, name)).items()
+        }
+        policy = home_of(0, f"{name} ppo")
     else:
-        figures |= judged(out, 64)
-    figures = {
-        name: round(float(value), 4)
-        for name, value in figures.items()
-        if value is not None and name != "final"
-    }
-    with open(HERE / "tuning.jsonl", "a") as file:
-        print(json.dumps({"method": method, "setting": setting, **figures}), file=file)
-    print(method, setting, figures, flush=True)
+        how = options(dpo, *setting) + ["--loss", way] * (way == "sft")
+        policy = home_of(0, f"tune {way} " + " ".join(map(str, how)))
+        figures = train("dpo", 0, policy.name, *how)
+    return {"setting": " ".join(map(str, how))} | figures | Reference(0).measure(policy)
+
+
+def stages(results):
+    yield {"pretrain": (job_pretrain, 0)}
+    trials = {("rlhf", *setting): 0 for setting in SETTINGS} | {("dpo", *setting): 0 for setting in SETTINGS}
+    trials |= {("sft", rate, 1, 32): 0 for rate in SFT_RATES}
+    yield {json.dumps(setting): (trial, *setting) for setting in trials}
 
 
 if __name__ == "__main__":
-    for setting in sys.argv[2:]:
-        trial(sys.argv[1], setting)
+    results = run_all(stages, home_of(0, "tuning.json"))
+    older = [line for line in (HERE / "tuning.jsonl").read_text().splitlines() if '"round"' not in line]
+    del results["pretrain"]
+    trials = [{"round": 2, "method": json.loads(name)[0]} | found for name, found in results.items()]
+    (HERE / "tuning.jsonl").write_text("".join(f"{line}\n" for line in [*older, *map(json.dumps, trials)]))
