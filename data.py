@@ -273,6 +273,23 @@ def merge_pair(symbols, pair):
     return merged
 
 
+def special_tokens(settings):
+    """What these settings call an "eos_token" and the like, and "additional_special_tokens"."""
+    named = [x for name, x in settings.items() if name.endswith("_token") and not name.startswith("add_")]
+    return named + (settings.get("additional_special_tokens") or [])
+
+
+TOKENIZER_FILES = {  # that may lie beside vocab.json, and the tokens in them that are more than bytes
+    "added_tokens.json": list,
+    "special_tokens_map.json": special_tokens,
+    "tokenizer.json": lambda file: file["added_tokens"],
+    "tokenizer_config.json": lambda file: [
+        *special_tokens(file),
+        *file.get("added_tokens_decoder", {}).values(),
+    ],
+}
+
+
 class Tokenizer:
     """Byte-level BPE. `vocab` maps a token to its id; `merges` lists pairs of tokens, most useful first."""
 
@@ -346,8 +363,9 @@ class Tokenizer:
             other = Path(directory, "tokenizer.json").exists()
             hint = "save its tokenizer as vocab.json and merges.txt" if other else "run pretrain.py first?"
             raise BadInput(f"{directory}: no checkpoint there (vocab.json is missing); {hint}")
+        path = vocab_path
         try:
-            vocab = json.loads(read_text(vocab_path))
+            vocab = json.loads(read_text(path))
             if sorted(vocab.values()) != list(range(len(vocab))):
                 raise ValueError("the ids are not 0, 1, 2, …")
             for token in (*CHAR_TO_BYTE, EOS):
@@ -356,21 +374,17 @@ class Tokenizer:
             for token in vocab.keys() - {EOS, PAD}:
                 if not set(token) <= CHAR_TO_BYTE.keys():
                     raise ValueError(f"{token!r} is not made of bytes")
-            older, newer = Path(directory, "added_tokens.json"), Path(directory, "tokenizer.json")
-            added = [*json.loads(read_text(older))] if older.exists() else []
-            if newer.exists():
-                added += [token["content"] for token in json.loads(read_text(newer))["added_tokens"]]
-            settings = Path(directory, "tokenizer_config.json")
-            settings = json.loads(read_text(settings)) if settings.exists() else {}
-            added += [token["content"] for token in settings.get("added_tokens_decoder", {}).values()]
-            for name in ("add_prefix_space", "add_bos_token"):
-                if settings.get(name):
-                    raise ValueError(f"{name} of tokenizer_config.json is not implemented")
-            for token in added:
-                if token not in (EOS, PAD):
-                    raise ValueError(f"the added token {token!r} would not be read out of text")
+            for path in filter(Path.exists, (Path(directory, name) for name in TOKENIZER_FILES)):
+                settings = json.loads(read_text(path))
+                for name in ("add_prefix_space", "add_bos_token"):
+                    if path.name == "tokenizer_config.json" and settings.get(name):
+                        raise ValueError(f"{name} is not implemented")
+                for token in TOKENIZER_FILES[path.name](settings):
+                    token = token["content"] if isinstance(token, dict) else token
+                    if token not in (None, EOS, PAD):
+                        raise ValueError(f"the special token {token!r} would not be read out of text")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadInput(f"{vocab_path}: not a GPT-2 vocabulary ({error})") from None
+            raise BadInput(f"{path}: not of a GPT-2 tokenizer ({error})") from None
         merges = []
         for number, line in enumerate(read_text(merges_path).splitlines(), start=1):
             if line and not line.startswith("#version"):

@@ -369,7 +369,8 @@ def sample_texts(model, tokenizer, prompts, max_new_tokens=MAX_ANSWER_TOKENS, ba
 
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
+DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U8": torch.uint8}
+DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool}
 # GPT-2's files keep these matrices as (in, out); nn.Linear keeps (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 SIZES = {"vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function"}
@@ -422,6 +423,8 @@ def read_safetensors(path):
             some = bytearray(body[slice(*info["data_offsets"])])
             tensor = torch.frombuffer(some, dtype=DTYPES[info["dtype"]]) if some else torch.empty(0)
             tensors[name] = tensor.reshape(info["shape"]).float()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # damage may show anywhere
         raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
     return tensors
@@ -437,12 +440,9 @@ def read_tensors(directory):
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"{index}: not an index of safetensors files ({error!r})") from None
     if not path.exists():
-        old = path.with_name("pytorch_model.bin").exists()
-        why = (
-            "pytorch_model.bin is not read, since unpickling it may run anything"
-            if old
-            else "no weights there"
-        )
+        why = "no weights there"
+        if any(Path(directory).glob("pytorch_model*.bin")):
+            why = "pytorch_model.bin is not read, since unpickling it may run anything"
         raise BadInput(f"{path}: missing ({why}); save the model as safetensors")
     return read_safetensors(path)
 
@@ -627,23 +627,28 @@ def own_pairs(args, model, tokenizer):
     the same pairs, whichever script asks first.
     """
     path = Path(args.init, "preferences.jsonl")
-    if path.exists():
-        print(f"{path}: pairs that are there already; delete the file to ask about {args.pairs} new ones")
-    elif RANK == 0:
-        if not os.access(args.init, os.W_OK):
-            raise BadInput(f"{path}: cannot be written; copy {args.init}, or give pairs with --data")
-        print(f"{path}: asking the volunteers about {args.pairs} pairs of answers …")
-        seed = [args.seed, data.ASKED]
-        prompts = [document.prompt for document in data.documents(args.pairs, seed, data.KINDS[0])]
-        generator = seeded("asked", args.seed, device=model.device)
-        answers = sample_texts(model, tokenizer, [p for p in prompts for _ in range(2)], generator=generator)
-        records = data.ask_volunteers(prompts, answers, seed)
-        if len(records) < max(20, args.batch_size):
-            found = f"of {args.pairs} pairs of its answers {len(records)} are of different ones"
-            raise BadInput(f"{args.init}: {found}, too few to learn from; ask about more --pairs")
-        write_records(path, records)
-    if WORLD_SIZE > 1:
-        torch.distributed.barrier()
+    try:
+        if path.exists():
+            print(f"{path}: pairs that are there already; delete the file to ask about {args.pairs} new ones")
+        elif RANK == 0:
+            if not os.access(args.init, os.W_OK):
+                raise BadInput(f"{path}: cannot be written; copy {args.init}, or give pairs with --data")
+            print(f"{path}: asking the volunteers about {args.pairs} pairs of answers …")
+            seed = [args.seed, data.ASKED]
+            prompts = [document.prompt for document in data.documents(args.pairs, seed, data.KINDS[0])]
+            twice = [prompt for prompt in prompts for _ in range(2)]
+            generator = seeded("asked", args.seed, device=model.device)
+            answers = sample_texts(model, tokenizer, twice, generator=generator)
+            records = data.ask_volunteers(prompts, answers, seed)
+            if len(records) < max(20, args.batch_size):
+                found = f"of {args.pairs} pairs of its answers {len(records)} are of different ones"
+                raise BadInput(f"{args.init}: {found}, too few to learn from; ask about more --pairs")
+            write_records(path, records)
+    finally:  # the others wait here, and the first one says what is wrong
+        if WORLD_SIZE > 1:
+            torch.distributed.barrier()
+    if not path.exists():
+        sys.exit(2)
     return path
 
 

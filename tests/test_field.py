@@ -68,15 +68,20 @@ KEYS = {  # of config.json: values, and the words of their refusal, or None
     "n_ctx": {32: None},
     "a_key_of_tomorrow": {"yes": None},
 }
-ADDED = r"the added token '<\|im_start\|>' would not be read out of text"
+ADDED = r"the special token '<\|im_start\|>' would not be read out of text"
 CASES = {(key, value): why and f"{key} {why}" for key in KEYS for value, why in KEYS[key].items()} | {
     "added tokens": ADDED,
     "newer tokenizer, more tokens": ADDED,
     "newer tokenizer": None,
+    "another token in the map": rf"special_tokens_map.json: .*{ADDED}",
+    "another end of texts": r"tokenizer_config.json: .*the special token '<\|end\|>' would",
+    "broken tokenizer.json": "tokenizer.json: not of a GPT-2 tokenizer",
     "a token that is not made of bytes": "'雨' is not made of bytes",
-    **dict.fromkeys(["bool mask", "uint8 mask", "int64 mask", "float64", "one tied tensor"]),
+    **dict.fromkeys(["bool mask", "uint8 mask", "int64 mask", "int8 mask", "float64", "one tied tensor"]),
     **dict.fromkeys(["more rows than tokens", "shards", "UTF-8 mark", "CRLF"]),
     "pickled": r"missing \(pytorch_model.bin is not read, since unpickling it may run anything",
+    "a shard is lost": r"model-00001-of-\d+.safetensors: cannot be read \(No such file",
+    "pickled shards": r"missing \(pytorch_model.bin is not read",
     "no weights": r"missing \(no weights there",
 }
 
@@ -85,7 +90,7 @@ def change(path, case):
     """Let a directory be as others keep it."""
     network = transformers.GPT2LMHeadModel.from_pretrained(path)
     tokenizer = transformers.GPT2TokenizerFast.from_pretrained(path)
-    if case in ("one tied tensor", "shards", "pickled", "no weights"):
+    if case in ("one tied tensor", "shards", "a shard is lost", "pickled", "pickled shards", "no weights"):
         (path / WEIGHTS).unlink()
     match case:
         case key, value:
@@ -97,7 +102,14 @@ def change(path, case):
             tokenizer.save_pretrained(path)  # as tokenizer.json; the older files stay
         case "a token that is not made of bytes":
             edit(path / "vocab.json", lambda found: found | {"雨": 270})
-        case "bool mask" | "uint8 mask" | "int64 mask":
+        case "another token in the map":
+            found = {"additional_special_tokens": [{"content": "<|im_start|>"}]}
+            (path / "special_tokens_map.json").write_text(json.dumps(found))
+        case "another end of texts":
+            (path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>", "bos_token": null}')
+        case "broken tokenizer.json":
+            (path / "tokenizer.json").write_text("{}")
+        case "bool mask" | "uint8 mask" | "int64 mask" | "int8 mask":
             dtype = getattr(torch, case.split()[0])
             edit(path / WEIGHTS, lambda found: found | {MASK: torch.ones(1, 1, 64, 64, dtype=dtype).tril()})
         case "float64":
@@ -107,10 +119,14 @@ def change(path, case):
         case "more rows than tokens":
             network.resize_token_embeddings(320).weight.data[270:].normal_(std=0.5)
             network.save_pretrained(path)
-        case "shards":
+        case "shards" | "a shard is lost":
             network.save_pretrained(path, max_shard_size="8KB")
+            if case == "a shard is lost":
+                next(path.glob("model-00001-of-*.safetensors")).unlink()
         case "pickled":
             torch.save(network.state_dict(), path / "pytorch_model.bin")
+        case "pickled shards":
+            torch.save(network.state_dict(), path / "pytorch_model-00001-of-00001.bin")
         case "UTF-8 mark":
             for name in ("config.json", "vocab.json"):
                 (path / name).write_bytes(b"\xef\xbb\xbf" + (path / name).read_bytes())

@@ -162,7 +162,7 @@ def test_a_damaged_vocabulary_is_refused(tokenizer, tmp_path, change, message):
     vocab = dict(tokenizer.vocab)
     change(vocab)
     data.write_files(tmp_path, tokenizer.files() | {"vocab.json": json.dumps(vocab).encode()})
-    with pytest.raises(BadInput, match=f"vocab.json: not a GPT-2 vocabulary .*{message}"):
+    with pytest.raises(BadInput, match=f"vocab.json: not of a GPT-2 tokenizer .*{message}"):
         Tokenizer.load(tmp_path)
 
 
