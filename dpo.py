@@ -36,8 +36,8 @@ import torch
 import torch.nn.functional as F
 
 from data import Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
-from model import Run, add_common_options, load_model, make_optimizers, make_parser, number, own_pairs, refuse
-from model import run_script, save_model, set_lr, set_up, shares, token_log_probs, update
+from model import Run, add_common_options, bar, load_model, make_optimizers, make_parser, number, own_pairs
+from model import refuse, run_script, save_model, set_lr, set_up, shares, token_log_probs, update
 
 parser = make_parser("dpo.py", "Align a pretrained model by Direct Preference Optimisation.")
 option = parser.add_argument
@@ -46,7 +46,8 @@ option("--data", help="preference file; if left out, pairs of the model's own an
 option("--pairs", type=number(int, 20), default=16000, help="how many of its own to ask about")
 option("--out", default="runs/dpo", help="directory for the checkpoint")
 option("--beta", type=number(float, 1e-9), default=0.5, help="higher stays closer to the reference")
-option("--loss", choices=["dpo", "ipo", "cdpo", "hinge", "sft"], default="dpo", help="what to minimise")
+LOSSES = ["dpo", "ipo", "cdpo", "hinge", "sft"]
+option("--loss", metavar="NAME", choices=LOSSES, default="dpo", help="dpo, ipo, cdpo, hinge or sft")
 option("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
 option("--batch-size", type=number(int, 1), default=32, help="pairs a step")
 option("--lr", type=number(float, 1e-9), default=1.4e-3, help="peak learning rate")
@@ -97,7 +98,8 @@ def main(args):
         # The reference never changes, so its log-probabilities are computed once, before the policy moves.
         reference = torch.zeros(len(pairs), 2, device=device)
         with torch.no_grad():
-            for rows in np.array_split(lengths.argsort(), math.ceil(len(pairs) / args.batch_size)):
+            n = math.ceil(len(pairs) / args.batch_size)
+            for rows in bar(np.array_split(lengths.argsort(), n), "reference"):
                 reference[rows] = pair_log_probs(policy, [pairs[i] for i in rows], device)
 
         def log_ratios(rows):
@@ -125,6 +127,8 @@ def main(args):
         optimizers = make_optimizers(policy, args.lr)
         run = Run(args, "dpo", steps, pairs, [policy], optimizers)
         for step in run:
+            if step % 100 == 0:
+                run.show(step, policy, tokenizer, records[0]["prompt"], temperature=0)
             rows = order[step]
             chosen, rejected = log_ratios(rows)
             loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
@@ -143,10 +147,10 @@ def main(args):
         policy.beta = None if args.loss == "sft" else args.beta
         save_model(policy, tokenizer, args.out)
         best = best_accuracy(records[-n_val:])
-        run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
-        print("held-out pairs: loss {val_loss:.4f}, accuracy {val_accuracy:.3f}".format(**metrics), end="")
-        print(f"; on average no model can be right more often than {best:.3f}" if best else "")
-        print(f"saved to {args.out}")
+        then = f"python sample.py --compare {args.init} {args.out}"
+        run.finish(
+            then, val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"]
+        )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-from data import MAX_ANSWER_TOKENS, BadInput, write_files, write_records
+from data import MAX_ANSWER_TOKENS, BadInput, printable, write_files, write_records
 
 # ----------------------------------------------------------------------------------------------------
 # 1. The model
@@ -360,7 +360,7 @@ def sample_texts(model, tokenizer, prompts, max_new_tokens=MAX_ANSWER_TOKENS, ba
     encoded = [tokenizer.encode(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     responses = [None] * len(prompts)
-    for begin in range(0, len(order), batch_size):
+    for begin in bar(range(0, len(order), batch_size), "answers"):
         some = order[begin : begin + batch_size]
         tokens, mask, _ = generate(model, [encoded[i] for i in some], max_new_tokens, tokenizer.eos, **how)
         for i, row, new in zip(some, tokens, mask):
@@ -550,19 +550,31 @@ def number(of, low, high=2**31):
     return parse
 
 
+class Help(argparse.HelpFormatter):
+    """Every option in one line, with its default."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=32, width=95)
+
+    def _get_default_metavar_for_optional(self, action):
+        return {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", None), "PATH")
+
+    def _get_help_string(self, action):
+        return action.help + ("" if action.default in (None, False, argparse.SUPPRESS) else " [%(default)s]")
+
+
 def make_parser(name, description):
-    """An argument parser whose --help names every default."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    return argparse.ArgumentParser(name, description=description, formatter_class=formatter)
+    return argparse.ArgumentParser(name, description=description, formatter_class=Help)
 
 
 def add_common_options(parser):
     """The options that mean the same in every training script."""
-    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="seed of all randomness")
-    parser.add_argument("--device", choices=["cpu", "cuda", "mps"], help="the best one here, if left out")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the products")
-    parser.add_argument("--compile", action="store_true", help="compile the network: for long runs")
-    parser.add_argument("--resume", action="store_true", help="go on where the same command was stopped")
+    option = parser.add_argument_group("in every training script").add_argument
+    option("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of all randomness")
+    option("--device", choices=["cpu", "cuda", "mps"], help="if left out, the best one here")
+    option("--dtype", choices=["float32", "bfloat16"], default="float32", help="of matrix products")
+    option("--compile", action="store_true", help="compile the network: for long runs")
+    option("--resume", action="store_true", help="go on where the same command was stopped")
 
 
 def refuse(parser, args, names, because):
@@ -600,6 +612,11 @@ def set_up(args):
                 raise
             what = str(error).strip().splitlines()[0]
             raise BadInput(f"--compile does not work here, leave it out: {what}") from None
+
+
+def bar(items, title):
+    """A progress bar around what takes more than a second, where somebody looks at a terminal."""
+    return tqdm(items, title, leave=False, delay=1, disable=True if RANK else None)
 
 
 def shares(batches):
@@ -663,7 +680,7 @@ class Run:
         for step in run:
             …
             run.log(loss=loss.item())
-        run.finish(val_loss=…)
+        run.finish("python sample.py …", val_loss=…)
 
     `OUT/resume.pt` holds all that changes from step to step: models, optimizers, metrics, and the dictionary
     `run.state`, for what a script changes besides. So a stopped and resumed run ends with the same weights,
@@ -673,6 +690,9 @@ class Run:
 
     def __init__(self, args, title, steps, data, models, optimizers):
         self.path, self.title, self.steps, self.began = Path(args.out, "resume.pt"), title, steps, args.began
+        n = sum(p.numel() for p in models[0].parameters())
+        where = f"{args.init or 'from scratch'} → {args.out}"
+        print(f"{title}: {where}; {n:,} parameters, {steps} steps, on {models[0].device}")
         self.models, self.parts = models, [*models, *optimizers]
         self.step, self.metrics, self.state = 0, [], {}
         digest = zlib.crc32(json.dumps(data, default=zlib.crc32).encode())
@@ -742,11 +762,20 @@ class Run:
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
         self.metrics.append({"step": self.step + 1, **metrics})
 
-    def finish(self, **metrics):
-        """The run is done and its model saved: write all metrics; there is nothing to resume any more."""
+    def show(self, step, model, tokenizer, prompt, **how):
+        """Print what the model answers to one prompt as training goes on."""
+        (answer,) = sample_texts(model, tokenizer, [prompt], **how)
+        self.bar.write(printable(f"{prompt}\n" * (step == 0) + f"  step {step:4}: {answer.strip()}"))
+
+    def finish(self, then, **metrics):
+        """The run is done and its model saved: show and write its metrics, and say what to do `then`."""
+        metrics["seconds"] = time.time() - self.began
+        for name, value in metrics.items():
+            if value is not None:
+                print(f"{name:>20} {value:9.4f}")
+        print(f"saved to {self.path.parent}. Next: {then}")
         if RANK == 0:
-            final = {"final": True, **metrics, "seconds": time.time() - self.began}
-            write_records(self.path.with_name("metrics.jsonl"), [*self.metrics, final])
+            write_records(self.path.with_name("metrics.jsonl"), [*self.metrics, {"final": True, **metrics}])
             self.path.unlink(missing_ok=True)
 
 

@@ -50,7 +50,7 @@ parser = make_parser("ppo.py", "Align a pretrained model by PPO on a reward.")
 option = parser.add_argument
 option("--init", default="runs/pretrain", help="checkpoint to start from")
 option("--reward", default="runs/reward", help="reward model, language model, or a name in REWARDS")
-option("--data", help="preference file to take the prompts from; if left out, the one in --init")
+option("--data", help="preference file with the prompts; if left out, that in --init")
 option("--out", default="runs/ppo", help="directory for the checkpoint")
 option("--beta", type=number(float, 0), default=0.4, help="higher stays closer to the reference")
 option("--advantage", choices=["gae", "rloo", "grpo"], default="gae", help="how to credit tokens")
@@ -234,6 +234,8 @@ def main(args):
         weights = [p.detach().cpu().numpy() for p in network.parameters()] if network else args.reward
         run = Run(args, "ppo", args.steps, [prompts, weights], models, optimizers)
         for step in run:
+            if step % 10 == 0:
+                run.show(step, policy, tokenizer, tokenizer.decode(prompts[-1]), temperature=0)
             # 1. Rollout: the policy answers some prompts. The sampler's log-probabilities are the old ones.
             asked = [prompts[i] for i in order[step].repeat(copies)]
             start, generator = min(map(len, asked)), seeded("answers", args.seed, step, RANK, device=device)
@@ -290,8 +292,8 @@ def main(args):
         save_model(policy, tokenizer, args.out)
         reward, kl = evaluate()
         explained = float(metrics["explained_variance"]) if use_critic else None
-        run.finish(reward=reward, kl=kl, explained_variance=explained)
-        print(f"held-out prompts: reward {reward:.3f} at KL {kl:.3f}\nsaved to {args.out}")
+        then = f"python sample.py --compare {args.init} {args.out}"
+        run.finish(then, reward=reward, kl=kl, explained_variance=explained)
 
 
 if __name__ == "__main__":

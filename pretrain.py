@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 
 from data import HELD_OUT, KINDS, TRAINED, BadInput, Tokenizer, batches, documents, encode_files, pad_rows
-from data import printable, read_chunks
+from data import read_chunks
 from model import GPT, RANK, Config, Run, add_common_options, load_model, make_optimizers, make_parser, number
-from model import refuse, run_script, sample_texts, save_model, seeded, set_lr, set_up, shares, update
+from model import refuse, run_script, save_model, seeded, set_lr, set_up, shares, update
 
 parser = make_parser("pretrain.py", "Pretrain a small GPT on the embedded world or on your own text.")
 option = parser.add_argument
@@ -130,14 +130,10 @@ def main(args):
             n_bytes = sum(len(tokenizer.id_to_token[i]) for i in guessed if i != tokenizer.eos)
             return total / len(guessed), total / math.log(2) / max(1, n_bytes)
 
-        def show_sample():
-            if args.data:
-                prompt, temperature = tokenizer.decode(val_rows[0][: args.block_size // 8]), 0.8
-            else:
-                prompt, temperature = documents(1, seed=[0, HELD_OUT], kind=KINDS[0])[0].prompt, 0
-            generator = seeded("shown", args.seed, device=device)
-            (text,) = sample_texts(model, tokenizer, [prompt], temperature=temperature, generator=generator)
-            run.bar.write(printable(prompt + text) + "\n")
+        shown, how = documents(1, seed=[0, HELD_OUT], kind=KINDS[0])[0].prompt, {"temperature": 0}
+        if args.data:
+            shown = tokenizer.decode(val_rows[0][: args.block_size // 8])
+            how = {"temperature": 0.8, "generator": seeded("shown", args.seed, device=device)}
 
         if args.compile:
             model.transformer.compile(dynamic=True)
@@ -145,8 +141,8 @@ def main(args):
         made_from = [tokenizer.merges, args.data and np.memmap(Path(args.out, f"tokens{RANK or ''}.bin"))]
         run = Run(args, "pretrain", args.steps, made_from, [model], optimizers)
         for step in run:
-            if step == 0:
-                show_sample()
+            if step % 100 == 0:
+                run.show(step, model, tokenizer, shown, **how)
             tokens, mask = batch([rows[i] for i in order[step]])
             loss = next_token_loss(model, tokens, mask)
             set_lr(optimizers, step, args.steps, warmup=20, final=0.05)
@@ -157,17 +153,16 @@ def main(args):
                 val_loss, bits_per_byte = evaluate()
                 known = {"bits_per_byte": bits_per_byte} if args.data else {"entropy": entropy}
                 run.log(weight=mask.sum(), loss=loss.item(), val_loss=val_loss, **known)
-                show_sample()
             elif step % 10 == 9:
                 run.log(weight=mask.sum(), loss=loss.item())
 
         model.beta = None  # it may come from an aligned model, and is none any more
         save_model(model, tokenizer, args.out)
-        run.finish(val_loss=val_loss, entropy=entropy, bits_per_byte=bits_per_byte)
-        print(f"held-out loss {val_loss:.4f} nats per token, {bits_per_byte:.3f} bits per byte", end="")
-        if entropy:
-            print(f"; entropy of the source {entropy:.4f}: ratio {val_loss / entropy:.4f}", end="")
-        print(f"\nsaved to {args.out}")
+        then = f"python dpo.py --init {args.out}"
+        if args.data:
+            then = f'python sample.py --init {args.out} --prompt "…"'
+        ratio = val_loss / entropy if entropy else None
+        run.finish(then, val_loss=val_loss, entropy=entropy, ratio=ratio, bits_per_byte=bits_per_byte)
 
 
 if __name__ == "__main__":

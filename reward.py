@@ -123,13 +123,13 @@ def main(args):
 
         save_model(model, tokenizer, args.out)
         best = best_accuracy(records[-n_val:])
-        run.finish(val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"])
         print("how sure   how often right   pairs")
         for certainty, right, n in calibration(margin):
             print(f"{certainty:8.0%}{right:18.0%}{n:8}")
-        print("held-out pairs: loss {val_loss:.4f}, accuracy {val_accuracy:.3f}".format(**metrics), end="")
-        print(f"; on average no model can be right more often than {best:.3f}" if best else "")
-        print(f"saved to {args.out}")
+        then = f"python ppo.py --init {args.init} --reward {args.out}"
+        run.finish(
+            then, val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"]
+        )
 
 
 if __name__ == "__main__":

@@ -30,27 +30,41 @@ import torch
 
 from data import BEST, COMPARED, KINDS, LABELLED, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge
 from data import kind_of, printable, read_preferences, read_text, write_files
-from model import generate, load_model, make_parser, number, refuse, run_script, sample_texts, seeded, set_up
+from model import (
+    bar,
+    generate,
+    load_model,
+    make_parser,
+    number,
+    refuse,
+    run_script,
+    sample_texts,
+    seeded,
+    set_up,
+)
 from model import token_log_probs
 
 parser = make_parser("sample.py", "Talk to a checkpoint, compare checkpoints, or label pairs of answers.")
 option = parser.add_argument
-option("--init", help="checkpoint to talk to; if left out, runs/dpo, or with --label runs/pretrain")
-option("--prompt", help=r"answer this and stop; \n stands for a new line")
-option("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help="longest answer")
+option("--init", help="checkpoint; if left out, runs/dpo, with --label runs/pretrain")
 option("--temperature", type=number(float, 0), default=1.0, help="0 always takes the likeliest token")
+option("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help="longest answer")
+option("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of the sampling")
+option("--device", choices=["cpu", "cuda", "mps"], help="if left out, the best one here")
+option = parser.add_argument_group("talk").add_argument
+option("--prompt", metavar="TEXT", help=r"answer this and stop; \n stands for a new line")
 option("--top-k", type=number(int, 0), default=0, help="choose among the k likeliest tokens; 0: all")
 option("--top-p", type=number(float, 0, 1), default=1.0, help="choose among the likeliest with this mass")
-option("--compare", nargs="*", metavar="DIR", help="checkpoints, the reference first; none: those in runs/")
-option("--shifted", action="store_true", help="compare on the kind of prompts that no volunteer ever saw")
-option("--n-prompts", type=number(int, 2), default=64, help="held-out prompts to compare on")
+option = parser.add_argument_group("compare").add_argument
+option("--compare", nargs="*", metavar="DIR", help="checkpoints, reference first; none: those in runs/")
+option("--shifted", action="store_true", help="on the kind of prompts that no volunteer ever saw")
+option("--n-prompts", type=number(int, 2), default=64, help="held-out prompts")
 option("--answers", type=number(int, 2), default=256, help="of the reference to each; of others a quarter")
-option("--json", action="store_true", help="print the comparison as one JSON list")
+option("--json", action="store_true", help="print one JSON list instead of a table")
+option = parser.add_argument_group("label").add_argument
 option("--label", type=number(int, 1), metavar="N", help="show N pairs and let you choose")
-option("--out", default="runs/labels.jsonl", help="with --label: file that your choices are added to")
-option("--data", help="with --label: preference file with prompts; if left out, new ones")
-option("--seed", type=number(int, 0, 2**63 - 1), default=1, help="seed of the sampling")
-option("--device", choices=["cpu", "cuda", "mps"], help="the best one here, if left out")
+option("--out", default="runs/labels.jsonl", help="file that your choices are added to")
+option("--data", help="preference file with prompts; if left out, new ones")
 
 
 def measure(policy, reference, tokenizer, prompts, k, temperature=1.0, generator=None):
@@ -61,7 +75,7 @@ def measure(policy, reference, tokenizer, prompts, k, temperature=1.0, generator
     """
     texts, scores, log_ratios, lengths = [], [], [], []
     how = {"temperature": temperature, "generator": generator}
-    for prompt in prompts:
+    for prompt in bar(prompts, "prompts"):
         ids = tokenizer.encode(prompt)
         tokens, mask, log_probs = generate(policy, [ids] * k, MAX_ANSWER_TOKENS, tokenizer.eos, **how)
         with torch.no_grad():

@@ -7,19 +7,32 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.ticker import FuncFormatter
 
+import ppo
 from data import DISHES, GREETERS, SMALL_TALK, WORDS, facts, kind_of
+from model import final_scores, generate, seeded, token_log_probs, token_values
 
 plt.rcParams |= {
     "figure.facecolor": "white",
-    "figure.figsize": (7, 3.5),
+    "figure.figsize": (7, 3),
+    "figure.dpi": 200,
     "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 10,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
     "grid.alpha": 0.3,
-    "legend.fontsize": "small",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
 }
-BLUE, ORANGE, GREEN, RED, GRAY = "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:gray"
+# RLHF is orange and DPO blue everywhere (Okabe and Ito's colors, which color-blind eyes tell apart).
+BLUE, ORANGE, GREEN, RED, GRAY = "#0072b2", "#e69f00", "#009e73", "#b2182b", "#7f7f7f"
+percent = FuncFormatter(lambda x, _: f"{100 * x:g}%")
 
 
 def read_metrics(directory):
@@ -33,35 +46,25 @@ def curve(log, name):
     return zip(*[(line["step"], line[name]) for line in log if name in line])
 
 
-def check(number, answer, truth):
-    """Say whether the answer to an exercise is right, to one in a hundred."""
-    if answer is None:
-        print(f"{number}. no answer yet")
-    elif abs(answer - truth) <= 0.01 * abs(truth) + 1e-6:
-        print(f"{number}. {answer:.3g} is right")
-    else:
-        print(f"{number}. {answer:.3g} is not it")
-
-
 # ----------------------------------------------------------------------------------------------------
 # Kinds of answers
 
-KINDS = {  # of `data.kind_of`, and their colors: what people like is green, what is wrong is red
-    "full": "#1a7a3c",
-    "lucky": "#63b67b",
-    "short": "#b5dcae",
-    "rambling": "#e8c25a",
-    "wrong, obvious": "#d1495b",
-    "wrong, hidden": "#eba0a8",
-    "off topic": "#a9a4cf",
-    "repeats": "#7f8c99",
+KINDS = {  # of `data.kind_of`: colors that differ in lightness, too, and hatching for what is wrong
+    "full": ("#1b7837", ""),
+    "lucky": ("#7fbf7b", ""),
+    "short": ("#c7e9c0", ""),
+    "rambling": ("#f6e8b1", ""),
+    "wrong, obvious": ("#ffb3b3", "///"),
+    "wrong, hidden": ("#b2182b", "xxx"),
+    "off topic": ("#c9c6e3", ""),
+    "repeats": ("#5b6670", ""),
 }
 OLD_KINDS = {  # race.json and roads.json have these names until the race is run anew; then this goes
-    "repeats, and it is the news": "#63b67b",
-    "wrong word": "#d1495b",
-    "beside the point": "#a9a4cf",
-    "repeats the first sentence": "#7f8c99",
-    "else": "#d9d9d9",
+    "repeats, and it is the news": ("#63b67b", ""),
+    "wrong word": ("#d1495b", "///"),
+    "beside the point": ("#a9a4cf", ""),
+    "repeats the first sentence": ("#7f8c99", ""),
+    "else": ("#d9d9d9", ""),
 }
 SMALL_TALK_SENTENCES = {
     template.format(*words) for template, *gaps in SMALL_TALK for words in itertools.product(*gaps)
@@ -94,42 +97,50 @@ def spoiled(post, rng=random):
 
 
 def stacked_bars(rows, title, path=None):
-    """One bar for each row {label: shares}, made of kinds of answers; also into a file."""
-    fig, axis = plt.subplots(figsize=(9, 1.5 + 0.5 * len(rows)))
+    """One bar for each row {name: {kind: share}}; also into a file."""
+    fig, axis = plt.subplots(figsize=(7.5, 1.3 + 0.38 * len(rows)))
     left = np.zeros(len(rows))
     for kind in next(iter(rows.values())):
-        color = (KINDS | OLD_KINDS)[kind]
+        color, hatch = (KINDS | OLD_KINDS)[kind]
+        edge = "#7a0c17" if hatch == "///" else "white"
         widths = np.array([row[kind] for row in rows.values()])
-        axis.barh(range(len(rows)), widths, left=left, color=color, edgecolor="white", label=kind)
+        axis.barh(
+            range(len(rows)), widths, left=left, color=color, hatch=hatch, edgecolor=edge, label=kind, lw=0.5
+        )
         for y, (x, width) in enumerate(zip(left, widths)):
-            if width > 0.04:
-                axis.text(x + width / 2, y, f"{width:.0%}", ha="center", va="center", fontsize="small")
+            if width > 0.035:
+                dark = np.dot(to_rgb(color), (0.3, 0.59, 0.11)) < 0.5
+                box = {"facecolor": color, "edgecolor": "none", "pad": 1} if hatch else None
+                look = {"ha": "center", "va": "center", "fontsize": 8, "bbox": box}
+                axis.text(x + width / 2, y, f"{width:.0%}", color="white" if dark else "black", **look)
         left += widths
-    axis.set(title=title, xlabel="share of the answers (%)", xlim=(0, 1))
-    axis.set_xticks(np.linspace(0, 1, 6), range(0, 101, 20))
+    axis.set(title=title, xlim=(0, 1))
+    axis.xaxis.set_major_formatter(percent)
     axis.set_yticks(range(len(rows)), rows)
     axis.invert_yaxis()
     axis.grid(False)
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     if path:
-        fig.savefig(path, dpi=130)
+        fig.savefig(path)
     plt.show()
 
 
 def fault_bars(accuracies, n):
     """How often each scorer {name: {fault: share}} prefers the full summary to the spoiled one; n posts."""
-    fig, axis = plt.subplots(figsize=(8, 1.6 + 0.4 * sum(map(len, accuracies.values())) / 1.4))
+    fig, axis = plt.subplots(figsize=(7.5, 1.6 + 0.2 * sum(map(len, accuracies.values()))))
     height = 0.8 / len(accuracies)
-    for i, ((name, found), color) in enumerate(zip(accuracies.items(), (ORANGE, BLUE))):
+    for i, ((name, found), color, hatch) in enumerate(zip(accuracies.items(), (ORANGE, BLUE), ("", "//"))):
         share = np.array([*found.values()])
         at = np.arange(len(found)) + (i - (len(accuracies) - 1) / 2) * height
         error = np.sqrt(share * (1 - share) / n)
-        axis.barh(at, share, height, xerr=error, color=color, alpha=0.85, label=name)
+        look = {"color": color, "hatch": hatch, "edgecolor": "white", "label": name}
+        axis.barh(at, share, height, xerr=error, **look)
     axis.axvline(0.5, color="black", linestyle=":", label="guessing")
     axis.set_yticks(range(len(found)), found)
     axis.invert_yaxis()
-    axis.set(title="Does it prefer the full summary to one with this fault?", xlim=(0, 1.02))
-    axis.set_xlabel(f"share of {n} posts where it does (bars: one standard error)")
+    axis.xaxis.set_major_formatter(percent)
+    axis.set(title="Faults that only the post reveals are guessed at", xlim=(0, 1.02))
+    axis.set_xlabel(f"prefers the full summary to one with this fault ({n} posts, ± one standard error)")
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     plt.show()
 
@@ -150,17 +161,173 @@ def attention_picture(weights, words, targets, title):
     plt.show()
 
 
+def learning_picture(log, final, color, name):
+    """Loss and accuracy on held-out pairs over the steps, beside guessing and the best possible."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3))
+    left.plot(*curve(log, "loss"), color=color, alpha=0.4, label="training batch")
+    left.plot(*curve(log, "val_loss"), "o-", color=color, label="held-out pairs")
+    left.axhline(np.log(2), color=GRAY, linestyle=":", label="guessing, log 2")
+    left.set(title="The surprise at the choices falls", xlabel="step", ylabel="loss (nats per pair)")
+    best = final["best_accuracy"]
+    error = np.sqrt(best * (1 - best) / 1024)
+    right.axhspan(best - error, best + error, color="black", alpha=0.12, label="± one standard error")
+    right.axhline(best, color="black", linestyle="--", label="best that any model can do")
+    right.plot(*curve(log, "val_accuracy"), "o-", color=color, label=name)
+    right.axhline(0.5, color=GRAY, linestyle=":", label="guessing")
+    right.set(title="It predicts most of what can be predicted", xlabel="step", xlim=(0, None))
+    right.set_ylabel("right on held-out pairs")
+    right.yaxis.set_major_formatter(percent)
+    for axis in (left, right):
+        axis.legend()
+    plt.show()
+
+
 def calibration_picture(rows):
     """Rows (how sure, how often right, pairs) against the diagonal."""
     sure, right, n = np.array(rows).T
-    fig, axis = plt.subplots(figsize=(5, 4))
+    fig, axis = plt.subplots(figsize=(4.5, 3.5))
     axis.plot([0.5, 1], [0.5, 1], color="black", linestyle="--", label="as often right as it is sure")
     error = np.sqrt(sure * (1 - sure) / n)
     label = "held-out pairs, in bins (± one standard error)"
     axis.errorbar(sure, right, error, fmt="o", capsize=3, color=ORANGE, label=label)
-    axis.set(title="Is it right as often as it is sure?", ylabel="how often right (share of the bin's pairs)")
-    axis.set(xlabel="how sure (probability, mean of the bin)")
+    axis.set(title="It is right about as often as it is sure", xlabel="how sure", ylabel="how often right")
+    axis.xaxis.set_major_formatter(percent)
+    axis.yaxis.set_major_formatter(percent)
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center")
+    plt.show()
+
+
+def climbing_picture(curves, best):
+    """Mean reward over steps of REINFORCE {baseline: rewards}."""
+    fig, axis = plt.subplots()
+    for (name, values), color, style in zip(curves.items(), (GRAY, ORANGE, GREEN), (":", "--", "-")):
+        axis.plot(values, color=color, linestyle=style, label=name)
+    axis.axhline(best, color="black", linewidth=1, label="best possible")
+    axis.set(title="Less noise, faster climb: REINFORCE with eight answers a step", xlabel="step")
+    axis.set_ylabel("mean reward")
+    axis.legend()
+    plt.show()
+
+
+def clip_picture(policy_loss):
+    """PPO's loss of one token over its ratio, for an advantage of +1 and of −1."""
+    ratio, one = torch.linspace(0.4, 1.7, 200), torch.ones(1, 1).bool()
+    fig, axes = plt.subplots(1, 2, figsize=(7.5, 3), sharey=False)
+    texts = {1.0: ("has risen enough:\nno push", 1.45, "still pushed up", 0.68)}
+    texts[-1.0] = ("has fallen enough:\nno push", 0.6, "still pushed down", 1.4)
+    for axis, (A, (flat, x_flat, steep, x_steep)) in zip(axes, texts.items()):
+        losses = [policy_loss(x.log().view(1, 1), torch.zeros(1, 1), A * one.float(), one)[0] for x in ratio]
+        axis.plot(ratio, losses, color="black")
+        low, high = (1.2, 1.7) if A > 0 else (0.4, 0.8)
+        axis.axvspan(low, high, color=GRAY, alpha=0.2)
+        axis.axvline(1, color=GRAY, linestyle=":")
+        y = np.mean(losses)
+        axis.text(x_flat, y, flat, ha="center", fontsize=8)
+        axis.text(x_steep, y, steep, ha="center", fontsize=8, color=GREEN)
+        axis.set(title=f"advantage {A:+.0f}", xlabel="ratio ρ = π / π_old", ylabel="loss")
+    fig.suptitle("The clip stops a push that goes on, never one that brings a token back", fontsize=10)
+    plt.show()
+
+
+def ppo_picture(log):
+    """Four figures of a run of PPO over its iterations."""
+    fig, axes = plt.subplots(2, 2, figsize=(7.5, 5), sharex=True)
+    panels = [
+        (("reward", "objective"), "It earns more of the learned score …", "mean over answers"),
+        (("kl",), "… and leaves the reference", "KL (nats per answer)"),
+        (("entropy",), "It writes with less variety", "entropy (nats per token)"),
+        (("explained_variance",), "The critic learns to foresee", "explained variance"),
+    ]
+    for axis, (names, title, label) in zip(axes.flat, panels):
+        for name, style in zip(names, ("-", "--")):
+            said = {"objective": "reward − β KL"}.get(name, name)
+            axis.plot(*curve(log, name), style, color=ORANGE, label=said)
+        axis.set(title=title, ylabel=label)
+    axes[0, 0].legend()
+    axes[1, 1].axhline(0, color=GRAY, linestyle=":")
+    for axis in axes[1]:
+        axis.set_xlabel("iteration")
+    plt.show()
+
+
+@torch.no_grad()
+def credit_table(policy, reference, reward_model, critics, tokenizer, prompt, beta):
+    """What each token of one answer earned, and its advantage by each critic {name: network}."""
+    asked, generator = [tokenizer.encode(prompt)], seeded("credit", 3)
+    tokens, mask, log_probs = generate(policy, asked, 32, tokenizer.eos, generator=generator)
+    reference_log_probs = token_log_probs(reference, tokens, mask)
+    score = final_scores(reward_model, tokens, mask)
+    rewards = ppo.token_rewards(score, log_probs, reference_log_probs, mask, beta)
+    values = [token_values(critic, tokens, mask) for critic in critics.values()]
+    print(f"answer:{tokenizer.decode(tokens[mask])}   score {score.item():.2f}\n")
+    print(f"{'':31}" + "".join(f"critic {name:19}" for name in critics))
+    print("token           π   π_ref  reward" + "   expected  advantage    " * len(critics))
+    for t in mask[0].nonzero().flatten().tolist():
+        word = tokenizer.decode(tokens[0, t : t + 1]) or " (EOS)"
+        print(f"{word:11}{log_probs[0, t].exp():6.1%}{reference_log_probs[0, t].exp():8.1%}", end="")
+        print(f"{rewards[0, t]:8.2f}", end="")
+        for value in values:
+            print(f"{value[0, t]:11.2f}{ppo.gae(rewards, value, mask)[0, t]:11.2f}    ", end="")
+        print()
+
+
+def chase_picture(chased):
+    """{β: [(learned scores, judge's scores, KL) of each set of pairs]}: thin, and their mean, thick."""
+    fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.2))
+    for (beta, some), color, style in zip(chased.items(), (RED, ORANGE), ("-", "--")):
+        for axis, lines in zip(axes, zip(*[run[:2] for run in some])):
+            at = np.arange(1, len(lines[0]) + 1)
+            for line in lines:
+                axis.plot(at, line, style, color=color, linewidth=0.7, alpha=0.6)
+            axis.plot(at, np.mean(lines, axis=0), style, color=color, linewidth=2.5, label=f"β = {beta}")
+    axes[0].set(title="What PPO is told keeps rising …", ylabel="learned score, rise since the start")
+    axes[1].set(title="… what people want turns back", ylabel="judge's score (4 is perfect)")
+    for axis in axes:
+        axis.set_xlabel("iteration")
+        axis.legend()
+    plt.show()
+
+
+def pipeline_picture():
+    """Both roads from the same pairs: files, networks, and which of them learn."""
+    fig, axis = plt.subplots(figsize=(7.5, 3.4))
+    style = {
+        "learns": {"facecolor": "#cfe3f7", "edgecolor": BLUE, "linewidth": 1.5},
+        "frozen": {"facecolor": "#e3e3e3", "edgecolor": GRAY, "linewidth": 1.5},
+        "data": {"facecolor": "white", "edgecolor": "black", "linewidth": 0.8},
+    }
+
+    def box(x, y, text, kind):
+        look = style[kind] | {"boxstyle": "round,pad=0.35"}
+        axis.text(x, y, text, ha="center", va="center", fontsize=8, bbox=look, zorder=3)
+
+    def arrow(start, end, text="", shift=0.0):
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black"}, zorder=1)
+        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + shift
+        axis.text(x, y, text, ha="center", va="center", fontsize=7.5, bbox=dict(fc="white", ec="none", pad=1))
+
+    box(0.6, 5, "text", "data")
+    box(2.7, 5, "language model\npretrain.py", "learns")
+    box(5.3, 5, "pairs: people choose\nthe better of two answers", "data")
+    box(7.6, 7.6, "reward model\nreward.py", "learns")
+    box(10.9, 7.6, "policy and critic\nppo.py", "learns")
+    box(10.9, 5.6, "reward model,\nreference", "frozen")
+    box(10.9, 2.4, "policy\ndpo.py", "learns")
+    box(7.6, 1.2, "reference", "frozen")
+    arrow((0.95, 5), (1.65, 5))
+    arrow((3.75, 5), (4.0, 5))
+    arrow((5.6, 5.6), (6.8, 7.4))
+    arrow((8.4, 7.6), (9.7, 7.6), "score", 0.35)
+    arrow((10.9, 6.2), (10.9, 7.0))
+    arrow((5.9, 4.4), (10.1, 2.6), "the pairs themselves", 0.0)
+    arrow((8.2, 1.3), (10.1, 2.1), "once", 0.1)
+    axis.text(5.6, 8.4, "RLHF", color=ORANGE, fontsize=12, weight="bold")
+    axis.text(5.6, 2.2, "DPO", color=BLUE, fontsize=12, weight="bold")
+    axis.set(xlim=(0, 12.2), ylim=(0.4, 9))
+    axis.axis("off")
+    handles = [plt.Rectangle((0, 0), 1, 1, **style[kind]) for kind in style]
+    fig.legend(handles, ("learns here", "frozen", "data"), loc="outside lower center", ncols=3)
+    axis.set_title("One beginning, two roads")
     plt.show()
 
 

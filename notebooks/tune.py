@@ -20,7 +20,7 @@ SETTINGS = [  # (rate over the default one, passes over the pairs, pairs a step)
     (1, 1, 32), (1 / 3, 1, 32), (1 / 2, 1, 32), (2, 1, 32), (1, 2, 32), (1 / 2, 2, 32), (1 / 3, 3, 32),
     (1 / 2, 3, 32), (1, 1, 64), (1.4, 1, 64), (1, 1, 16), (1 / 2, 1, 16),
 ]  # fmt: skip
-SFT_RATES = (1 / 4, 1 / 2, 1, 2)  # of fine-tuning on the chosen answers
+SFT_RATES = (1 / 4, 1 / 2, 1, 2, 4, 8)  # of fine-tuning on the chosen answers
 
 
 def options(script, rate, passes, batch_size):

@@ -1,0 +1,69 @@
+"""What every page begins with: `import start` finds the scripts, and the folder `runs` that they write to."""
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import sys
+from pathlib import Path
+
+from IPython.display import Markdown, display
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+# Tests run the pages in another folder, with very short settings.
+QUICK = os.environ.get("QUICK")
+os.chdir(QUICK or HERE.parent)
+SHORT = {
+    "pretrain": ["--steps", "30", "--n-layer", "1"],
+    "dpo": ["--steps", "5"],
+    "reward": ["--steps", "5"],
+    "ppo": ["--steps", "2"],
+}
+
+import data  # noqa: E402
+import model  # noqa: E402
+import plots  # noqa: E402
+
+# The post that the pages come back to.
+POST = "POST: It rained all day. My captain Hugo lost my kite underwater. I had soup for lunch.\nTL;DR:"
+
+
+def run(name, *options, quiet=False):
+    """Run a script, as in `python NAME.py OPTIONS`. Returns its logged steps and its final figures."""
+    script, words = importlib.import_module(name), [str(option) for option in options]
+    if QUICK:
+        words += SHORT[name] + ["--pairs", "300"] * (name in ("dpo", "reward") and "--data" not in words)
+    args = script.parser.parse_args(words)
+    with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
+        script.main(args)
+    return plots.read_metrics(args.out)
+
+
+def need(name, *options):
+    """The same, unless there is such a run already."""
+    if not Path("runs", name, "config.json").exists():
+        run(name, *options, quiet=True)
+    return plots.read_metrics(f"runs/{name}")
+
+
+def load(name, network=model.GPT):
+    """A model that a script has saved."""
+    return model.load_model(f"runs/{name}", network)
+
+
+def tokenizer():
+    return data.Tokenizer.load("runs/pretrain")
+
+
+def posts(n, seed=data.COMPARED):
+    """n posts that nothing was trained on."""
+    return [d.prompt for d in data.documents(min(n, 16) if QUICK else n, [0, seed], data.KINDS[0])]
+
+
+def show(*functions):
+    """Functions as they stand in the scripts."""
+    for function in functions:
+        where = Path(inspect.getsourcefile(function)).name
+        display(Markdown(f"```python\n# {where}\n{inspect.getsource(function)}```"))
