@@ -128,7 +128,7 @@ def main(args):
         run = Run(args, "dpo", steps, pairs, [policy], optimizers)
         for step in run:
             if step % 100 == 0:
-                run.show(step, policy, tokenizer, records[0]["prompt"], temperature=0)
+                run.show(step, policy, tokenizer, records[-1]["prompt"], temperature=0)
             rows = order[step]
             chosen, rejected = log_ratios(rows)
             loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()

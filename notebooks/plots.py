@@ -12,8 +12,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter
 
 import ppo
-from data import DISHES, GREETERS, SMALL_TALK, WORDS, facts, kind_of
-from model import final_scores, generate, seeded, token_log_probs, token_values
+from data import DISHES, GREETERS, SMALL_TALK, WORDS, facts, kind_of, pad_rows
+from model import final_scores, token_log_probs, token_values
 
 plt.rcParams |= {
     "figure.facecolor": "white",
@@ -44,6 +44,16 @@ def read_metrics(directory):
 def curve(log, name):
     """The steps at which a metric was logged, and its values."""
     return zip(*[(line["step"], line[name]) for line in log if name in line])
+
+
+def check(number, answer, truth):
+    """Say whether the answer to an exercise is right, to one in a hundred."""
+    if answer is None:
+        print(f"{number}. no answer yet")
+    else:
+        print(
+            f"{number}. {answer:.3g} is {'right' if abs(answer - truth) <= 0.01 * abs(truth) else 'not it'}"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -149,12 +159,59 @@ def fault_bars(accuracies, n):
 # Pictures that only one notebook has
 
 
+def pretraining_picture(log, final):
+    """The loss over the steps, and how far above the entropy it is."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3))
+    left.plot(*curve(log, "loss"), color=BLUE, alpha=0.4, label="training batch")
+    left.plot(*curve(log, "val_loss"), "o-", color=BLUE, label="held-out texts")
+    left.axhline(final["entropy"], color="black", linestyle="--", label="entropy of the source")
+    left.set(title="The loss comes down to the entropy …", xlabel="step", ylabel="loss (nats per token)")
+    left.set_ylim(0, None)
+    left.legend()
+    steps, losses = curve(log, "val_loss")
+    above = np.array(losses) / final["entropy"] - 1
+    right.semilogy(steps, above, "o-", color=BLUE)
+    right.set(
+        title=f"… and ends {above[-1]:.1%} above it", xlabel="step", ylabel="held-out loss above the entropy"
+    )
+    right.set_yticks((0.01, 0.02, 0.05, 0.1, 0.2, 0.4))
+    right.yaxis.set_major_formatter(percent)
+    right.minorticks_off()
+    plt.show()
+
+
+def optimizers_picture(log, adamw, entropy):
+    """Held-out loss over entropy: the run, and AdamW at several rates {rate: [(step, loss)]}."""
+    fig, axis = plt.subplots()
+    steps, losses = curve(log, "val_loss")
+    axis.plot(steps, np.array(losses) / entropy, "o-", color=BLUE, label="Muon, and AdamW for the rest")
+    for (lr, points), style in zip(adamw.items(), ("s:", "^-.", "D--", "v-")):
+        steps, losses = zip(*points)
+        label = f"AdamW for everything, rate {lr:g}"
+        axis.plot(steps, np.array(losses) / entropy, style, color=RED, label=label, markersize=4, alpha=0.7)
+    axis.axhline(1, color="black", linestyle="--", label="entropy of the source")
+    axis.set(title="In six hundred steps Muon has learned to copy, and AdamW hasn't", xlabel="step")
+    axis.set_ylabel("held-out loss / entropy")
+    axis.legend()
+    plt.show()
+
+
+def exercise_picture(log, mine, label, knows_nothing):
+    fig, axis = plt.subplots()
+    axis.plot(*curve(log, "loss"), color=GRAY, label="the run above")
+    axis.plot(*curve(mine, "loss"), "o-", color=RED, label=label)
+    axis.axhline(knows_nothing, color="black", linestyle=":", label="knows nothing")
+    axis.set(title="Loss on the training batches", xlabel="step", ylabel="nats per token", xlim=(0, 100))
+    axis.legend()
+    plt.show()
+
+
 def attention_picture(weights, words, targets, title):
     """What a head looks at (targets, words) before it writes each target."""
-    fig, axis = plt.subplots(figsize=(9, 3))
+    fig, axis = plt.subplots(figsize=(7.5, 2.8))
     image = axis.imshow(weights, aspect="auto", cmap="Blues", vmin=0, vmax=1)
     axis.set_xticks(range(len(words)), [word.replace("\n", "⏎") for word in words], rotation=90)
-    axis.set_yticks(range(len(targets)), [f"about to write{word}" for word in targets])
+    axis.set_yticks(range(len(targets)), targets)
     axis.grid(False)
     axis.set(title=title, xlabel="token of the post")
     fig.colorbar(image, label="share of attention")
@@ -251,21 +308,19 @@ def ppo_picture(log):
 
 
 @torch.no_grad()
-def credit_table(policy, reference, reward_model, critics, tokenizer, prompt, beta):
-    """What each token of one answer earned, and its advantage by each critic {name: network}."""
-    asked, generator = [tokenizer.encode(prompt)], seeded("credit", 3)
-    tokens, mask, log_probs = generate(policy, asked, 32, tokenizer.eos, generator=generator)
-    reference_log_probs = token_log_probs(reference, tokens, mask)
-    score = final_scores(reward_model, tokens, mask)
+def credit_table(policy, reference, reward_model, critics, tokenizer, prompt, answer, beta):
+    """What each token of an answer earns, and its advantage by each critic {name: network}."""
+    tokens, mask, start = pad_rows([tokenizer.encode(prompt)], [tokenizer.encode(answer) + [tokenizer.eos]])
+    log_probs, reference_log_probs = (token_log_probs(x, tokens, mask, start) for x in (policy, reference))
+    score = final_scores(reward_model, tokens, mask, start)
     rewards = ppo.token_rewards(score, log_probs, reference_log_probs, mask, beta)
-    values = [token_values(critic, tokens, mask) for critic in critics.values()]
-    print(f"answer:{tokenizer.decode(tokens[mask])}   score {score.item():.2f}\n")
-    print(f"{'':31}" + "".join(f"critic {name:19}" for name in critics))
-    print("token           π   π_ref  reward" + "   expected  advantage    " * len(critics))
+    values = [token_values(critic, tokens, mask, start) for critic in critics.values()]
+    print(f"\n{answer.strip():31}score {score.item():5.2f}   " + "".join(f"critic {x:19}" for x in critics))
+    print("token           π   π_ref  earns" + "   expected  advantage    " * len(critics))
     for t in mask[0].nonzero().flatten().tolist():
         word = tokenizer.decode(tokens[0, t : t + 1]) or " (EOS)"
         print(f"{word:11}{log_probs[0, t].exp():6.1%}{reference_log_probs[0, t].exp():8.1%}", end="")
-        print(f"{rewards[0, t]:8.2f}", end="")
+        print(f"{rewards[0, t]:7.2f}", end="")
         for value in values:
             print(f"{value[0, t]:11.2f}{ppo.gae(rewards, value, mask)[0, t]:11.2f}    ", end="")
         print()
@@ -280,8 +335,8 @@ def chase_picture(chased):
             for line in lines:
                 axis.plot(at, line, style, color=color, linewidth=0.7, alpha=0.6)
             axis.plot(at, np.mean(lines, axis=0), style, color=color, linewidth=2.5, label=f"β = {beta}")
-    axes[0].set(title="What PPO is told keeps rising …", ylabel="learned score, rise since the start")
-    axes[1].set(title="… what people want turns back", ylabel="judge's score (4 is perfect)")
+    axes[0].set(title="The learned score keeps rising …", ylabel="learned score, rise since the start")
+    axes[1].set(title="… and without a penalty people like it less", ylabel="judge's score (4 is perfect)")
     for axis in axes:
         axis.set_xlabel("iteration")
         axis.legend()
@@ -331,90 +386,76 @@ def pipeline_picture():
     plt.show()
 
 
-def networks_picture():
-    """Which networks take part in RLHF's last step and in DPO, what flows between them, which are trained."""
-    fig, axes = plt.subplots(1, 2, figsize=(11, 5))
-    style = {  # of a box; the light colors are filled, so that the text is black on both kinds of pages
-        "trained": {"facecolor": "#cfe3f7", "edgecolor": BLUE, "linewidth": 2},
-        "frozen": {"facecolor": "#e6e6e6", "edgecolor": "gray", "linewidth": 2},
-        "numbers": {"facecolor": "white", "edgecolor": "black"},
-    }
-
-    def box(axis, x, y, text, kind):
-        look = style[kind] | {"boxstyle": "round,pad=0.45"}
-        axis.text(x, y, text, ha="center", va="center", bbox=look, fontsize=9.5, zorder=3)
-
-    def arrow(axis, start, end, text="", at=0.5, gradient=False, bend=0.0):
-        look = {"arrowstyle": "-|>", "mutation_scale": 13, "connectionstyle": f"arc3,rad={bend}"}
-        look |= {"color": BLUE, "linestyle": "--", "linewidth": 1.8} if gradient else {"color": "black"}
-        axis.annotate("", end, start, arrowprops=look, zorder=2)
-        x, y = (a + at * (b - a) for a, b in zip(start, end))
-        page = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        if text:
-            axis.text(x, y, text, ha="center", va="center", fontsize=9, bbox=page, zorder=2.5)
-
-    left, right = axes
-    box(left, 5.4, 9.3, "prompts", "numbers")
-    box(left, 5.4, 7.4, "policy\nwrites answers", "trained")
-    box(left, 2.3, 4.4, "reference\nthe policy as\nit began", "frozen")
-    box(left, 5.4, 4.4, "reward model\ntrained before,\nby reward.py", "frozen")
-    box(left, 8.5, 4.4, "critic\nguesses the\nscore to come", "trained")
-    box(left, 5.4, 1.2, "advantages, and PPO's clipped loss", "numbers")
-    arrow(left, (5.4, 8.9), (5.4, 8.05))
-    for x, text in ((2.3, "log π_ref"), (5.4, "score"), (8.5, "expected")):
-        arrow(left, (5.4, 6.75), (x, 5.3), "answers, log π" if x == 5.4 else "")
-        arrow(left, (x, 3.5), (5.4 + (x - 5.4) / 2, 1.65), text)
-    arrow(left, (2.4, 1.2), (3.9, 7.4), gradient=True, bend=-0.95)
-    arrow(left, (8.4, 1.2), (9.2, 3.5), gradient=True, bend=0.4)
-    left.set_title("RLHF (ppo.py): four networks, two of them trained,\non new answers in each iteration")
-
-    box(right, 5, 9.3, "pairs: prompt, chosen, rejected", "numbers")
-    box(right, 2.6, 5.8, "policy", "trained")
-    once = "reference: the policy as it began\nreads each pair once, and\nonly its numbers are kept"
-    box(right, 7.2, 5.8, once, "frozen")
-    box(right, 5, 1.2, "DPO's loss", "numbers")
-    for x, text, top in ((2.6, "log π", 6.3), (7.2, "log π_ref", 6.7)):
-        arrow(right, (5 + (x - 5) / 2, 8.9), (x, top))
-        arrow(right, (x, 5.3 if x < 5 else 4.9), (5 + (x - 5) / 4, 1.65), text)
-    arrow(right, (4.0, 1.2), (1.8, 5.4), gradient=True, bend=-0.4)
-    right.set_title("DPO (dpo.py): one network,\non pairs that are already there")
-    for axis in axes:
-        axis.set(xlim=(-0.6, 10.2), ylim=(0.3, 10))
-        axis.axis("off")
-    handles = [plt.Rectangle((0, 0), 1, 1, **style[kind]) for kind in ("trained", "frozen")]
-    handles.append(plt.Line2D([], [], color=BLUE, linestyle="--", linewidth=1.8))
-    labels = "trained network", "frozen network", "gradients: who learns from the loss"
-    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+def dpo_picture(log):
+    """DPO's loss, and the implicit rewards of held-out answers, over the steps."""
+    log = [
+        {"step": 0, "loss": np.log(2), "val_loss": np.log(2), "chosen": 0, "rejected": 0, "margin": 0},
+        *log,
+    ]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.2))
+    left.plot(*curve(log, "loss"), color=BLUE, alpha=0.4, label="training batch")
+    left.plot(*curve(log, "val_loss"), "o-", color=BLUE, label="held-out pairs")
+    left.axhline(np.log(2), color=GRAY, linestyle=":", label="guessing, log 2")
+    left.set(title="The surprise at the choices falls", xlabel="step", ylabel="loss (nats per pair)")
+    for name, color, style in (("margin", "black", "o-"), ("chosen", BLUE, "^--"), ("rejected", RED, "v:")):
+        label = "margin" if name == "margin" else name
+        right.plot(*curve(log, name), style, color=color, label=label, markersize=4)
+    right.axhline(0, color=GRAY, linewidth=0.8)
+    right.set(title="Rejected answers lose more than chosen ones", xlabel="step")
+    right.set_ylabel("implicit reward, mean")
+    for axis in (left, right):  # below, where they cover nothing
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1)
     plt.show()
 
 
 def theorem_picture(reference, ideal, found, reward, implicit):
     """Five answers: the probabilities that DPO found, and the implicit reward of what it found."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.4))
     at = np.arange(len(reference))
-    left.bar(at - 0.27, reference, 0.27, color="lightgray", edgecolor="gray", label="reference")
+    left.bar(at - 0.27, reference, 0.27, color="#d9d9d9", edgecolor=GRAY, label="reference")
     left.bar(at, ideal, 0.27, color="black", label="ideal policy (eq. 4)")
-    left.bar(at + 0.27, found, 0.27, color=BLUE, label="what DPO found")
-    left.set(title="DPO finds the ideal policy", xlabel="answer", ylabel="probability")
-    left.legend(loc="upper right")
+    left.bar(at + 0.27, found, 0.27, color=BLUE, hatch="//", edgecolor="white", label="what DPO found")
+    left.set(title="DPO finds the ideal policy …", xlabel="answer", ylabel="probability")
+    left.yaxis.set_major_formatter(percent)
     constant = np.mean(np.array(implicit) - np.array(reward))
     ends = np.array([min(reward) - 0.1, max(reward) + 0.1])
     right.plot(ends, ends + constant, color="black", linestyle="--", label="slope 1")
     right.scatter(reward, implicit, color=BLUE, zorder=3, label="the five answers")
-    right.set(title="Its implicit reward is the true one, up to a constant", xlabel="true reward r")
+    right.set(title="… and conceals the true reward", xlabel="true reward r")
     right.set_ylabel("implicit reward β log(π / π_ref)")
-    right.legend()
+    for axis in (left, right):  # below, where they cover nothing
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1)
     plt.show()
 
 
 def slopes_picture(truth, learned):
     """Differences in score, chosen − rejected: the judge's against each scorer's {name: differences}."""
-    fig, axes = plt.subplots(1, len(learned), figsize=(11, 4), sharex=True, sharey=True)
+    fig, axes = plt.subplots(1, len(learned), figsize=(7.5, 3.6), sharex=True, sharey=True)
     for axis, (name, values), color in zip(axes, learned.items(), (ORANGE, BLUE)):
-        axis.scatter(truth, values, s=10, alpha=0.35, color=color, label="held-out pairs")
+        axis.scatter(truth, values, s=6, alpha=0.3, color=color, label="held-out pairs")
         axis.axline((0, 0), slope=1, color="black", linestyle="--", label="slope 1: as the judge")
-        axis.set(title=name, xlabel="judge: chosen − rejected (points)", ylabel="learned: chosen − rejected")
+        axis.set(title=name, xlabel="judge: chosen − rejected (points)")
         axis.legend(loc="upper left")
+    axes[0].set_ylabel("learned: chosen − rejected")
+    plt.show()
+
+
+def few_picture(frontier, all_pairs, few, beta):
+    """Score over KL: DPO on few pairs {β: [answers at each stage]}, beside the frontier (KLs, scores)."""
+    fig, axis = plt.subplots(figsize=(7, 3.4))
+    figures = lambda answers: (answers[2].mean(), answers[1].mean())  # KL and score
+    kls, best = frontier
+    farthest = max(figures(answers)[0] for some in few.values() for answers in some)
+    axis.plot(
+        [*kls, max(kls[-1], farthest)], [*best, best[-1]], color="black", label="best possible at this KL"
+    )
+    axis.plot(*figures(all_pairs), "*", color=BLUE, markersize=12, label=f"all pairs, β = {beta}")
+    for (b, answers), color, style in zip(few.items(), (BLUE, RED), ("o-", "s--")):
+        axis.plot(*zip(*map(figures, answers)), style, color=color, label=f"forty pairs, β = {b}: on the way")
+    axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    axis.set(title="Few pairs: a tiny β goes further and gains less", ylabel="judge's score (4 is perfect)")
+    axis.set(xlabel="KL from the reference (nats per answer, square-root axis)", xlim=(0, farthest * 1.1))
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     plt.show()
 
 

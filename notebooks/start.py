@@ -41,11 +41,12 @@ def run(name, *options, quiet=False):
     return plots.read_metrics(args.out)
 
 
-def need(name, *options):
-    """The same, unless there is such a run already."""
-    if not Path("runs", name, "config.json").exists():
-        run(name, *options, quiet=True)
-    return plots.read_metrics(f"runs/{name}")
+def need(name, script=None, *options):
+    """The same into `runs/NAME`, unless there is such a run already."""
+    out = Path("runs", name)
+    if not (out / "config.json").exists():
+        run(script or name, *options, "--out", out, quiet=True)
+    return plots.read_metrics(out)
 
 
 def load(name, network=model.GPT):
