@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 import ppo
 from data import DISHES, GREETERS, SMALL_TALK, WORDS, facts, kind_of, pad_rows
-from model import final_scores, token_log_probs, token_values
+from model import final_scores, token_values
 
 plt.rcParams |= {
     "figure.facecolor": "white",
@@ -308,22 +308,18 @@ def ppo_picture(log):
 
 
 @torch.no_grad()
-def credit_table(policy, reference, reward_model, critics, tokenizer, prompt, answer, beta):
-    """What each token of an answer earns, and its advantage by each critic {name: network}."""
+def credit_table(reward_model, critics, tokenizer, prompt, answer):
+    """The advantage of each token of an answer by each critic {name: network}, where nobody pays KL."""
     tokens, mask, start = pad_rows([tokenizer.encode(prompt)], [tokenizer.encode(answer) + [tokenizer.eos]])
-    log_probs, reference_log_probs = (token_log_probs(x, tokens, mask, start) for x in (policy, reference))
-    score = final_scores(reward_model, tokens, mask, start)
-    rewards = ppo.token_rewards(score, log_probs, reference_log_probs, mask, beta)
+    score, zero = final_scores(reward_model, tokens, mask, start), torch.zeros(tokens.shape)
+    rewards = ppo.token_rewards(score, zero, zero, mask, 0.0)
     values = [token_values(critic, tokens, mask, start) for critic in critics.values()]
-    print(f"\n{answer.strip():31}score {score.item():5.2f}   " + "".join(f"critic {x:19}" for x in critics))
-    print("token           π   π_ref  earns" + "   expected  advantage    " * len(critics))
+    print(f"\n{answer.strip():31}score {score.item():5.2f}")
+    print(f"{'':11}" + "".join(f"{'critic ' + name:>23}" for name in critics))
+    print("token      " + "    expected  advantage" * len(critics))
     for t in mask[0].nonzero().flatten().tolist():
-        word = tokenizer.decode(tokens[0, t : t + 1]) or " (EOS)"
-        print(f"{word:11}{log_probs[0, t].exp():6.1%}{reference_log_probs[0, t].exp():8.1%}", end="")
-        print(f"{rewards[0, t]:7.2f}", end="")
-        for value in values:
-            print(f"{value[0, t]:11.2f}{ppo.gae(rewards, value, mask)[0, t]:11.2f}    ", end="")
-        print()
+        print(f"{tokenizer.decode(tokens[0, t : t + 1]) or ' (EOS)':11}", end="")
+        print("".join(f"{v[0, t]:12.2f}{ppo.gae(rewards, v, mask)[0, t]:11.2f}" for v in values))
 
 
 def chase_picture(chased):
@@ -453,7 +449,10 @@ def few_picture(frontier, all_pairs, few, beta):
     for (b, answers), color, style in zip(few.items(), (BLUE, RED), ("o-", "s--")):
         axis.plot(*zip(*map(figures, answers)), style, color=color, label=f"forty pairs, β = {b}: on the way")
     axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-    axis.set(title="Few pairs: a tiny β goes further and gains less", ylabel="judge's score (4 is perfect)")
+    axis.set(
+        title="Forty pairs, seen too often: better at first, then worse than nothing",
+        ylabel="judge's score (4 is perfect)",
+    )
     axis.set(xlabel="KL from the reference (nats per answer, square-root axis)", xlim=(0, farthest * 1.1))
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     plt.show()

@@ -910,7 +910,7 @@ def test_a_process_counts_by_the_tokens_that_it_has(monkeypatch):
 
 def test_what_is_logged_is_the_mean_over_all_processes(monkeypatch, tmp_path):
     """This one has 1 token, loss 2 and figure 8; the other 3 tokens, loss 6 and figure 4."""
-    run = M.Run(run_args(tmp_path), "mean", 1, [], [], [])
+    run = M.Run(run_args(tmp_path), "mean", 1, [], [M.GPT(M.Config(8, 8, 8, 1, 1))], [])
     run.models = [GPT(Config(3, 4, 4, 1, 1), seeded(0))]
     for _ in run:
         one_of_two(monkeypatch, 3 * torch.tensor([6.0, 4.0]), 3)

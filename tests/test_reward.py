@@ -143,7 +143,7 @@ def test_the_held_out_figures_once_more_by_hand(home, capsys):
     assert last["val_loss"] == pytest.approx(mean([math.log(1 + math.exp(-m)) for m in margins]), abs=1e-4)
     assert metrics("runs/reward-by-hand")[-1]["val_loss"] == last["val_loss"]
     assert max(map(abs, margins)) > 1e-3  # or else all this says little
-    table = printed[printed.index("how sure") :].splitlines()[1:-2]
+    table = printed[printed.index("how sure") : printed.index("val_accuracy")].splitlines()[1:-1]
     assert sum(int(row.split()[-1]) for row in table) == len(margins)
 
 
