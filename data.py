@@ -448,12 +448,9 @@ def canonical(record):
         asked = [{"role": "user", "content": prompt}] if is_text[0] else prompt or []
         begin, *chats = (read_chat(key, chat) for key, chat in zip(USED, (asked, *answers)))
         chats = [chat if chat[: len(begin)] == begin else begin + chat for chat in chats]
-        ends = range(
-            len(begin), len(os.path.commonprefix(chats)) + 1
-        )  # where the prompt may end: what follows …
-        ends = [
-            n for n in ends if all(len(chat) > n and chat[n][0] == TURN for chat in chats)
-        ]  # … is an answer
+        shared = len(os.path.commonprefix(chats))  # the prompt may end where both go on with an answer
+        ends = [n for n in range(len(begin), shared + 1) if all(chat[n:][:1] for chat in chats)]
+        ends = [n for n in ends if all(chat[n][0] == TURN for chat in chats)]
         if not ends:
             raise ValueError("the answers do not go on from one prompt with a turn of the assistant")
         prompt = "".join(map("".join, chats[0][: ends[-1]])) + TURN
@@ -508,8 +505,8 @@ def read_preferences(path):
 def encode_pairs(tokenizer, records, context):
     """Preference records to token ids: a list of (prompt, chosen, rejected), and the records behind it.
 
-    Prompt and answers are encoded apart, and both answers end with EOS. What is too long for a context of
-    so many tokens keeps the start of its answers and the end of its prompt. A pair whose answers are equal
+    Prompt and answers are encoded apart, and both answers end with EOS. A text that is too long for
+    the context is cut: answers keep their start, prompts their end. A pair whose answers are equal
     after that teaches nothing and is dropped.
     """
     pairs, kept = [], []

@@ -121,9 +121,7 @@ class Transformer(nn.Module):
         """With a `Cache`, `tokens` go on where the cached ones end, and are added to them."""
         past = cache.length if cache else 0
         if past + tokens.shape[1] > len(self.wpe.weight):
-            raise BadInput(
-                f"a text does not fit into the context of a network, {len(self.wpe.weight)} tokens"
-            )
+            raise BadInput(f"a text does not fit into a network's context, {len(self.wpe.weight)} tokens")
         x = self.wte(tokens) + self.wpe.weight[past : past + tokens.shape[1]]
         for layer, block in enumerate(self.h):
             x = block(x, cache, layer)
@@ -481,9 +479,8 @@ def load_model(directory, network=GPT, new_head=None):
     if not path.exists():
         raise BadInput(f"{directory}: no checkpoint there (no config.json); run pretrain.py, or --resume?")
     try:
-        found = {"activation_function": "gelu_new", "beta": None} | json.loads(
-            path.read_text(encoding="utf-8-sig")
-        )
+        found = {"activation_function": "gelu_new", "beta": None}
+        found |= json.loads(path.read_text(encoding="utf-8-sig"))
         asked = [field for field in fields(Config) if field.name in SIZES or field.name in found]
         for name, kind in [*((field.name, field.type) for field in asked), ("beta", (float, type(None)))]:
             if not isinstance(found[name], kind) and not (kind is not str and type(found[name]) is int):
@@ -500,9 +497,7 @@ def load_model(directory, network=GPT, new_head=None):
         if not name.endswith((".attn.bias", ".attn.masked_bias")):  # masks
             tensors[name] = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
             if not tensor.isfinite().all():
-                raise BadInput(
-                    f"{directory}: {name} has numbers that are NaN or infinite; save the model anew"
-                )
+                raise BadInput(f"{directory}: {name} has NaN or infinite numbers; save the model anew")
     head = tensors.pop("lm_head.weight", None)  # tied to the embedding, and either may stand for both
     if head is not None:
         tensors.setdefault("transformer.wte.weight", head)
@@ -720,9 +715,8 @@ class Run:
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             before = saved["made_from"]
-            changed = [
-                f"{name} (was {before[name]})" for name, now in self.made_from.items() if before[name] != now
-            ]
+            now = self.made_from
+            changed = [f"{name} (was {before[name]})" for name in now if before[name] != now[name]]
             if not changed:
                 for part, state in zip(self.parts, saved["parts"], strict=True):
                     part.load_state_dict(state)
@@ -780,7 +774,7 @@ class Run:
 
 
 def run_script(main, parser):
-    """Run `main(options)`. Bad input ends in one sentence and exit status 2; Ctrl-C says how to go on."""
+    """Run `main(options)`. Bad input gives one sentence and exit status 2; Ctrl-C says how to go on."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

@@ -274,11 +274,8 @@ def main(args):
             assert not moved[0][-1] > tolerance, "the sampler and the model disagree"
             assert step or not kl.abs().mean() > tolerance, "the policy does not start as the reference"
             metrics = dict(zip(("ratio", "approx_kl", "clip_fraction"), torch.stack(moved).mean(0)))
-            metrics |= {
-                "reward": reward.mean(),
-                "kl": kl.mean(),
-                "entropy": -masked_mean(old_log_probs, mask),
-            }
+            metrics |= {"reward": reward.mean(), "kl": kl.mean()}
+            metrics["entropy"] = -masked_mean(old_log_probs, mask)
             metrics["objective"] = metrics["reward"] - args.beta * metrics["kl"]
             metrics["eos"] = has_ended(tokens, mask, eos).float().mean()
             metrics["length"] = mask.sum(1).float().mean()

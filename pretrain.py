@@ -12,7 +12,7 @@ entropy. The gap between the two is what the model has yet to learn.
     python pretrain.py
 
 takes about a minute on two CPU cores. You should see the held-out loss fall to 2% above the entropy,
-and the model's likeliest answer to one prompt turn from noise into English. Mind what it is: it repeats the
+and the model's likeliest answer to one prompt turn from noise into English. Look at what it says: it repeats the
 first sentence, because most summaries do. It knows what language looks like, and does not do what people
 want. That is what alignment is for.
 
@@ -110,9 +110,7 @@ def main(args):
         longest = args.block_size if args.data else max(map(len, rows + val_rows))
         if longest > model.config.n_positions:
             context = model.config.n_positions
-            raise BadInput(
-                f"texts of {longest} tokens are longer than the context, {context}: see --block-size"
-            )
+            raise BadInput(f"texts of {longest} tokens exceed the context, {context}: see --block-size")
 
         def batch(some):
             """Tokens (B, T) and the mask of what is to be guessed: all but the first token."""
@@ -156,7 +154,7 @@ def main(args):
             elif step % 10 == 9:
                 run.log(weight=mask.sum(), loss=loss.item())
 
-        model.beta = None  # it may come from an aligned model, and is none any more
+        model.beta = None  # --init may be an aligned model; this isn't one any more
         save_model(model, tokenizer, args.out)
         then = f"python dpo.py --init {args.out}"
         if args.data:

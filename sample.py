@@ -1,4 +1,4 @@
-"""Look at what the models write, and hold them against the best that any model could do.
+"""Look at what the models write, and compare them with the best that any model could do.
 
     python sample.py --prompt "…"     # go on from this text
     python sample.py                  # the same in a loop: type a prompt, read the answer
@@ -16,7 +16,7 @@ more at the same KL. A policy's share of the optimal gain is
     (its score − the reference's) / (the frontier's score at its KL − the reference's).
 
 At another temperature than 1 a model is another policy, the one that is really sampled, and its score, KL
-and share are those of that policy. The reference that it is held against is always at temperature 1.
+and share are those of that policy. It is compared with the reference at temperature 1, always.
 """
 
 import json

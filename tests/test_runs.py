@@ -408,7 +408,7 @@ REFUSED = {
     "pretrain --lr inf": "inf is not a number",
     "pretrain --seed -1": "-1 is not a number from 0",
     "pretrain --n-head 3": "not a multiple of n_head 3",
-    "pretrain --block-size 20": "are longer than the context, 20",
+    "pretrain --block-size 20": "exceed the context, 20",
     "pretrain --vocab-size 10": "a vocabulary of 10 is too small",
     "pretrain --data nothing.txt": "nothing.txt: cannot be read (No such file",
     "pretrain --data .": ".: cannot be read (Is a directory)",
@@ -464,7 +464,7 @@ REFUSED = {
     "sample --label 1 --max-new-tokens 999": "no new prompt is left that fits",
     **{f"{name} --out file/x": "file/x: Not a directory" for name in SCRIPTS},
     **{
-        f"{command}-{bad}": f"{command.split()[-1]}-{bad}: {SPOILED} has numbers that are NaN or infinite"
+        f"{command}-{bad}": f"{command.split()[-1]}-{bad}: {SPOILED} has NaN or infinite numbers"
         for command in NEEDS_NUMBERS
         for bad in ("nan", "inf", "-inf")
     },
