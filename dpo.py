@@ -22,7 +22,8 @@ one they like better. The pairs are kept in `runs/pretrain/preferences.jsonl`: o
 
 takes about half a minute on two CPU cores. What you see while it runs, all on held-out pairs:
     val_loss      falls from log 2 = 0.693; no model can get below the volunteers' own noise
-    val_accuracy  share of pairs where the chosen answer has the higher implicit reward β log(π / π_ref)
+    val_accuracy  share of pairs where the chosen answer has the higher implicit reward β log(π / π_ref);
+                  `best_accuracy` is the best that any model could do on these pairs
     margin        implicit reward of chosen − of rejected; grows from 0
     chosen        implicit reward of the chosen answers. It may fall below 0: the loss asks for the
                   *difference* only, and both answers may make room for a better one that was not in

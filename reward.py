@@ -13,10 +13,10 @@ mean 0 on the pretrained model's own answers. A score above 0 then means "better
 takes less than half a minute on two CPU cores, and learns from the same preference file as `dpo.py`. What
 you see while it runs, all on held-out pairs:
     val_loss      falls from about log 2 = 0.693; no model can get below the volunteers' own noise
-    val_accuracy  share of pairs where the chosen answer has the higher score. People make mistakes, so it cannot
-                  reach 1: the summary prints the best that any model could do on these pairs
+    val_accuracy  share of pairs where the chosen answer has the higher score. People make mistakes, so it
+                  can't reach 1: `best_accuracy` is the best that any model could do on these pairs
     margin        score of chosen − of rejected; grows from about 0
-The table at the end shows calibration: of the pairs where the model was 80% sure, was it right in 80%?
+The table shows calibration: of the pairs where the model was 80% sure, was it right in 80%?
 """
 
 import numpy as np
