@@ -488,6 +488,21 @@ def draw_frontier(axis, frontiers, lines, title, farthest=2.0):
     axis.legend(loc="lower right")
 
 
+def gap_picture(rows, title):
+    """Differences in share {label: (one a seed, color)}, as points and their mean, from the line at zero."""
+    fig, axis = plt.subplots(figsize=(7.5, 0.8 + 0.28 * len(rows)))
+    for y, (values, color) in enumerate(rows.values()):
+        axis.plot([0, np.mean(values)], [y, y], color=color, linewidth=5, alpha=0.5, solid_capstyle="butt")
+        axis.plot(values, [y] * len(values), "o", color=color, markersize=4)
+        axis.plot(np.mean(values), y, "D", color="black", markersize=4)
+    axis.axvline(0, color=BLUE, linewidth=2)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.invert_yaxis()
+    axis.xaxis.set_major_formatter(percent)
+    axis.set(title=title, xlabel="share of the optimal gain, minus DPO's on the same seed (diamonds: means)")
+    plt.show()
+
+
 def draw_lines(axis, xs, lines, title, xlabel, ylabel):
     """{label: (figures (seeds, points), style)} over the places xs, which are evenly spaced and named."""
     for label, (figures, style) in lines.items():
