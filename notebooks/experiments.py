@@ -507,7 +507,7 @@ LABELS = 4000
 def sampled_pairs(seed, home, number, n):
     """n pairs of a model's own answers, to posts that no other round has: the file."""
     model, tokenizer = load_model(home), Tokenizer.load(home)
-    posts = [d.prompt for d in documents(4 * n, seed=[seed, 11, number], kind=data.KINDS[0])]
+    posts = [d.prompt for d in documents(20 * n, seed=[seed, 11, number], kind=data.KINDS[0])]
     generator, records = torch.Generator().manual_seed(seed), []
     for i in range(0, len(posts), n):  # until there are enough whose answers differ
         if len(records) < n:

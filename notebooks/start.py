@@ -63,6 +63,11 @@ def posts(n, seed=data.COMPARED):
     return [d.prompt for d in data.documents(min(n, 16) if QUICK else n, [0, seed], data.KINDS[0])]
 
 
+def picture(name):
+    """Where a picture that the README shows is kept, but not in tests."""
+    return None if QUICK else HERE / name
+
+
 def show(*functions):
     """Functions as they stand in the scripts."""
     for function in functions:
