@@ -685,9 +685,10 @@ class Run:
 
     def __init__(self, args, title, steps, data, models, optimizers):
         self.path, self.title, self.steps, self.began = Path(args.out, "resume.pt"), title, steps, args.began
-        n = sum(p.numel() for p in models[0].parameters())
+        parameters = [*models[0].parameters()]
+        n, device = sum(p.numel() for p in parameters), parameters[0].device
         where = f"{args.init or 'from scratch'} → {args.out}"
-        print(f"{title}: {where}; {n:,} parameters, {steps} steps, on {models[0].device}")
+        print(f"{title}: {where}; {n:,} parameters, {steps} steps, on {device}")
         self.models, self.parts = models, [*models, *optimizers]
         self.step, self.metrics, self.state = 0, [], {}
         digest = zlib.crc32(json.dumps(data, default=zlib.crc32).encode())
