@@ -449,8 +449,8 @@ def canonical(record):
         begin, *chats = (read_chat(key, chat) for key, chat in zip(USED, (asked, *answers)))
         chats = [chat if chat[: len(begin)] == begin else begin + chat for chat in chats]
         shared = len(os.path.commonprefix(chats))  # the prompt may end where both go on with an answer
-        ends = [n for n in range(len(begin), shared + 1) if all(chat[n:][:1] for chat in chats)]
-        ends = [n for n in ends if all(chat[n][0] == TURN for chat in chats)]
+        answered = lambda n: all(len(chat) > n and chat[n][0] == TURN for chat in chats)
+        ends = [n for n in range(len(begin), shared + 1) if answered(n)]
         if not ends:
             raise ValueError("the answers do not go on from one prompt with a turn of the assistant")
         prompt = "".join(map("".join, chats[0][: ends[-1]])) + TURN

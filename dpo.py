@@ -129,7 +129,7 @@ def main(args):
         run = Run(args, "dpo", steps, pairs, [policy], optimizers)
         for step in run:
             if step % 100 == 0:
-                run.show(step, policy, tokenizer, records[-1]["prompt"], temperature=0)
+                run.show(step, policy, tokenizer, pairs[-1][0])
             rows = order[step]
             chosen, rejected = log_ratios(rows)
             loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
@@ -148,10 +148,10 @@ def main(args):
         policy.beta = None if args.loss == "sft" else args.beta
         save_model(policy, tokenizer, args.out)
         best = best_accuracy(records[-n_val:])
-        then = f"python sample.py --compare {args.init} {args.out}"
-        run.finish(
-            then, val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"]
-        )
+        accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
+        look = f'--init {args.out} --prompt "…"' if args.data else f"--compare {args.init} {args.out}"
+        then = f"python sample.py {look}"
+        run.finish(then, val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
 
 
 if __name__ == "__main__":

@@ -757,10 +757,12 @@ class Run:
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
         self.metrics.append({"step": self.step + 1, **metrics})
 
-    def show(self, step, model, tokenizer, prompt, **how):
-        """Print what the model answers to one prompt as training goes on."""
-        (answer,) = sample_texts(model, tokenizer, [prompt], **how)
-        self.bar.write(printable(f"{prompt}\n" * (step == 0) + f"  step {step:4}: {answer.strip()}"))
+    def show(self, step, model, tokenizer, prompt, temperature=0):
+        """Print what the model answers to one prompt (a list of ids) as training goes on."""
+        how = {"temperature": temperature, "generator": seeded("shown", step, device=model.device)}
+        tokens, mask, _ = generate(model, [prompt], MAX_ANSWER_TOKENS, tokenizer.eos, **how)
+        asked = f"{tokenizer.decode(prompt)}\n" * (step == 0)
+        self.bar.write(printable(f"{asked}  step {step:4}: {tokenizer.decode(tokens[mask]).strip()}"))
 
     def finish(self, then, **metrics):
         """The run is done and its model saved: show and write its metrics, and say what to do `then`."""

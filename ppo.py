@@ -235,7 +235,7 @@ def main(args):
         run = Run(args, "ppo", args.steps, [prompts, weights], models, optimizers)
         for step in run:
             if step % 10 == 0:
-                run.show(step, policy, tokenizer, tokenizer.decode(prompts[-1]), temperature=0)
+                run.show(step, policy, tokenizer, prompts[-1])
             # 1. Rollout: the policy answers some prompts. The sampler's log-probabilities are the old ones.
             asked = [prompts[i] for i in order[step].repeat(copies)]
             start, generator = min(map(len, asked)), seeded("answers", args.seed, step, RANK, device=device)
@@ -289,8 +289,8 @@ def main(args):
         save_model(policy, tokenizer, args.out)
         reward, kl = evaluate()
         explained = float(metrics["explained_variance"]) if use_critic else None
-        then = f"python sample.py --compare {args.init} {args.out}"
-        run.finish(then, reward=reward, kl=kl, explained_variance=explained)
+        look = f'--init {args.out} --prompt "…"' if args.data else f"--compare {args.init} {args.out}"
+        run.finish(f"python sample.py {look}", reward=reward, kl=kl, explained_variance=explained)
 
 
 if __name__ == "__main__":

@@ -128,10 +128,11 @@ def main(args):
             n_bytes = sum(len(tokenizer.id_to_token[i]) for i in guessed if i != tokenizer.eos)
             return total / len(guessed), total / math.log(2) / max(1, n_bytes)
 
-        shown, how = documents(1, seed=[0, HELD_OUT], kind=KINDS[0])[0].prompt, {"temperature": 0}
         if args.data:
-            shown = tokenizer.decode(val_rows[0][: args.block_size // 8])
-            how = {"temperature": 0.8, "generator": seeded("shown", args.seed, device=device)}
+            shown, temperature = val_rows[0][: max(1, args.block_size // 8)].tolist(), 0.8
+        else:
+            prompt = documents(1, seed=[0, HELD_OUT], kind=KINDS[0])[0].prompt
+            shown, temperature = tokenizer.encode(prompt), 0
 
         if args.compile:
             model.transformer.compile(dynamic=True)
@@ -140,7 +141,7 @@ def main(args):
         run = Run(args, "pretrain", args.steps, made_from, [model], optimizers)
         for step in run:
             if step % 100 == 0:
-                run.show(step, model, tokenizer, shown, **how)
+                run.show(step, model, tokenizer, shown, temperature)
             tokens, mask = batch([rows[i] for i in order[step]])
             loss = next_token_loss(model, tokens, mask)
             set_lr(optimizers, step, args.steps, warmup=20, final=0.05)

@@ -126,10 +126,10 @@ def main(args):
         print("how sure   how often right   pairs")
         for certainty, right, n in calibration(margin):
             print(f"{certainty:8.0%}{right:18.0%}{n:8}")
+        accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
         then = f"python ppo.py --init {args.init} --reward {args.out}"
-        run.finish(
-            then, val_accuracy=metrics["val_accuracy"], best_accuracy=best, val_loss=metrics["val_loss"]
-        )
+        then += f" --data {args.data}" if args.data else ""
+        run.finish(then, val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
 
 
 if __name__ == "__main__":

@@ -30,19 +30,8 @@ import torch
 
 from data import BEST, COMPARED, KINDS, LABELLED, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge
 from data import kind_of, printable, read_preferences, read_text, write_files
-from model import (
-    bar,
-    generate,
-    load_model,
-    make_parser,
-    number,
-    refuse,
-    run_script,
-    sample_texts,
-    seeded,
-    set_up,
-)
-from model import token_log_probs
+from model import bar, generate, load_model, make_parser, number, refuse, run_script, sample_texts, seeded
+from model import set_up, token_log_probs
 
 parser = make_parser("sample.py", "Talk to a checkpoint, compare checkpoints, or label pairs of answers.")
 option = parser.add_argument

@@ -228,6 +228,20 @@ def test_where_labels_are_a_coins_a_model_is_right_as_often_as_a_coin(home):
     assert abs(final["val_accuracy"] - 1 / 2) < 4 * (1 / 2) / math.sqrt(40)
 
 
+@pytest.mark.parametrize("name", ["dpo", "reward", "ppo"])
+def test_prompts_that_are_longer_than_the_context_are_learned_from(home, name):
+    """They lose their beginning, and so does the one whose answer is shown on the way."""
+    records = read_preferences("runs/pretrain/preferences.jsonl")[:40]
+    write_records("long.jsonl", [r | {"prompt": f"{i} {r['prompt'] * 9}"} for i, r in enumerate(records)])
+    call(name, "--data", "long.jsonl", "--out", f"runs/long-{name}")
+
+
+@pytest.mark.parametrize("block_size", [2, 4])
+def test_the_shortest_context_still_shows_a_sample(home, block_size):
+    options = "--data", "runs/pretrain/merges.txt", "--out", "runs/shortest", "--block-size", block_size
+    call("pretrain", *options)
+
+
 def shorter(source, path, context):
     """A copy of a checkpoint that has fewer positions."""
     copy(source, path)
