@@ -635,14 +635,19 @@ def two_processes(name, *options):
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "ppo"])
-def test_two_processes_take_the_same_steps_as_one(home, straight, name):
-    two_processes(name, "--out", f"runs/{name}-two")
-    one, two = straight[name], metrics(f"runs/{name}-two")
+def test_two_processes_take_the_same_steps_as_one(home, name):
+    """Roundings differ, and each further step multiplies them: up to 1e-4 of the loss after eight.
+
+    After two it is 1e-6 or less. Processes that do not share their gradients differ by 7e-4 or more.
+    """
+    two_processes(name, "--steps", 2, "--out", f"runs/{name}-two")
+    call(name, "--steps", 2, "--out", f"runs/{name}-one")
+    one, two = metrics(f"runs/{name}-one"), metrics(f"runs/{name}-two")
     assert len(one) == len(two)
     for a, b in zip(one, two):
         assert a.keys() == b.keys()
         for figure in {"loss", "val_loss"} & a.keys():
-            assert b[figure] == pytest.approx(a[figure], abs=1e-4), figure
+            assert b[figure] == pytest.approx(a[figure], abs=2e-5), figure
 
 
 def test_two_processes_of_ppo_earn_the_same_score_as_one(home):
