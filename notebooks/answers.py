@@ -43,6 +43,11 @@ ANSWERS = {  # a number or several, or what they must satisfy
     "dpo 2": lambda: math.log(1 + math.exp(-0.5 * (3 - 1))),
     "dpo 3": lambda: ideal([0.7, 0.2, 0.1], [0, 1, 2], 0.5)[2],
     "dpo 4": lambda: -0.5 / (1 + math.exp(0.5 * (2 - -1))),
+    "race 1": lambda: math.log(4) - 3 / 4,
+    "race 2": lambda: (3.0 - 1.6) / (3.6 - 1.6),
+    "race 3": lambda: 3 / math.sqrt(2.5 / 5),
+    "roads 1": lambda: ideal([0.5, 0.3, 0.2], [1, 0, 0], 0.5)[2],
+    "roads 2": lambda: (1 / (1 + math.exp(-4)) + 1 / (1 + math.exp(1))) / 2,
 }
 
 

@@ -13,11 +13,12 @@ import io
 import json
 import math
 import os
-import resource
+import re
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -102,31 +103,39 @@ def trial(seed, way, schedule):
             how = ["--advantage", rest[0], "--steps", rest[1], "--beta", rest[3]]
             how += ["--lr", ppo.parser.get_default("lr") * rest[2], "--reward", home / "reward"]
             run(ppo, "--out", home / "policy", *how)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = (
+        int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    )  # in MB, on Linux
     here, policy = Reference(seed), load_model(home / "policy")
     records = read_preferences(home / "preferences.jsonl")
     wanted = here.start + 0.9 * (np.interp(1, *here.frontier.T) - here.start)
     (home / "copy").mkdir()
-    points = [(0.0, 0.0, here.start)]  # seconds, share of the last training, score
-    for seconds, fraction, weights in copies:
-        policy.load_state_dict(weights)
+
+    def score(i):
+        """Of the copy number i, from 1 on; 0 is the pretrained model."""
+        policy.load_state_dict(copies[i - 1][2])
         save_model(policy, here.tokenizer, home / "copy")
-        points.append((seconds, fraction, here.measure(home / "copy")["score"]))
-        if points[-1][2] >= wanted:
-            break
-    (s0, f0, score0), (s1, f1, score1) = points[-2:]
-    reached = score1 >= wanted
-    at = (wanted - score0) / (score1 - score0) if reached else 1.0
-    if len(points) == 2:  # nothing is known of the time before the first copy
-        at = 1.0
-    fraction = f0 + at * (f1 - f0)
+        return here.measure(home / "copy")["score"]
+
+    low, high = 0, len(copies)
+    scores = {low: here.start, high: score(high)}
+    reached = scores[high] >= wanted
+    while reached and high - low > 1:  # scores rise: the first copy that is good enough is found by halving
+        middle = (low + high) // 2
+        scores[middle] = score(middle)
+        low, high = (low, middle) if scores[middle] >= wanted else (middle, high)
+    s1, f1, _ = copies[high - 1]
+    if reached and low:  # nothing is known of the time before the first copy
+        s0, f0, _ = copies[low - 1]
+        at = (wanted - scores[low]) / (scores[high] - scores[low])
+        s1, f1 = s0 + at * (s1 - s0), f0 + at * (f1 - f0)
     return {
         "reached": bool(reached),
-        "seconds": s0 + at * (s1 - s0),
-        "operations": operations(way, schedule, fraction, here, records),
+        "seconds": s1,
+        "operations": operations(way, schedule, f1, here, records),
         "memory": memory,
         "wanted": wanted,
-        "points": points,
+        "scores": scores,
     }
 
 

@@ -628,18 +628,22 @@ EXPERIMENTS = {  # each has the jobs of a seed, and says what was predicted befo
 
 def run_seed(seed):
     """All jobs of a seed that have no result yet, one after the other."""
-    for jobs, seeds in EXPERIMENTS.items():
-        for name, function, *arguments in jobs(seed) if seed in seeds else ():
-            key, began = f"{seed} {name}", time.time()
-            if key in json.loads(RESULTS.read_text()):
-                continue
-            how = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
-            arguments = [a[0](*a[1:]) if isinstance(a, tuple) else a for a in arguments]
-            figures = rounded(function(*arguments, **how)) | {"seconds": round(time.time() - began, 1)}
-            with lock:
-                results = json.loads(RESULTS.read_text()) | {key: figures}
-                write_files(HERE, {RESULTS.name: json.dumps(results, indent=0).encode()})
-            print(f"{key}: {figures['seconds']:.0f} s", flush=True)
+    jobs = [job for experiment, seeds in EXPERIMENTS.items() if seed in seeds for job in experiment(seed)]
+    done = json.loads(RESULTS.read_text())
+    jobs = [job for job in jobs if f"{seed} {job[0]}" not in done]
+    if jobs:  # these build on three models
+        pretrained(seed)
+        train("dpo", seed, "dpo beta=0.5")
+        train("reward", seed, "reward")
+    for name, function, *arguments in jobs:
+        began = time.time()
+        how = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
+        arguments = [a[0](*a[1:]) if isinstance(a, tuple) else a for a in arguments]
+        figures = rounded(function(*arguments, **how)) | {"seconds": round(time.time() - began, 1)}
+        with lock:
+            results = json.loads(RESULTS.read_text()) | {f"{seed} {name}": figures}
+            write_files(HERE, {RESULTS.name: json.dumps(results, indent=0).encode()})
+        print(f"{seed} {name}: {figures['seconds']:.0f} s", flush=True)
 
 
 def share_lock(one):

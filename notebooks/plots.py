@@ -32,6 +32,10 @@ plt.rcParams |= {
 }
 # RLHF is orange and DPO blue everywhere (Okabe and Ito's colors, which color-blind eyes tell apart).
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072b2", "#e69f00", "#009e73", "#b2182b", "#7f7f7f"
+DARK = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "#0d1117")
+DARK |= dict.fromkeys(
+    ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e6edf3"
+)
 percent = FuncFormatter(lambda x, _: f"{100 * x:g}%")
 
 
@@ -46,14 +50,16 @@ def curve(log, name):
     return zip(*[(line["step"], line[name]) for line in log if name in line])
 
 
-def check(number, answer, truth):
-    """Say whether the answer to an exercise is right, to one in a hundred."""
-    if answer is None:
-        print(f"{number}. no answer yet")
-    else:
-        print(
-            f"{number}. {answer:.3g} is {'right' if abs(answer - truth) <= 0.01 * abs(truth) else 'not it'}"
-        )
+def in_both_lights(draw, path=None):
+    """Show the figure that `draw` makes; with a path it is kept, too, once more for dark pages."""
+    if path:
+        with plt.rc_context(DARK):
+            draw().savefig(path.with_stem(f"{path.stem}-dark"))
+            plt.close()
+    figure = draw()
+    if path:
+        figure.savefig(path)
+    plt.show()
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -68,13 +74,6 @@ KINDS = {  # of `data.kind_of`: colors that differ in lightness, too, and hatchi
     "wrong, hidden": ("#b2182b", "xxx"),
     "off topic": ("#c9c6e3", ""),
     "repeats": ("#5b6670", ""),
-}
-OLD_KINDS = {  # race.json and roads.json have these names until the race is run anew; then this goes
-    "repeats, and it is the news": ("#63b67b", ""),
-    "wrong word": ("#d1495b", "///"),
-    "beside the point": ("#a9a4cf", ""),
-    "repeats the first sentence": ("#7f8c99", ""),
-    "else": ("#d9d9d9", ""),
 }
 SMALL_TALK_SENTENCES = {
     template.format(*words) for template, *gaps in SMALL_TALK for words in itertools.product(*gaps)
@@ -106,19 +105,16 @@ def spoiled(post, rng=random):
     }
 
 
-def stacked_bars(rows, title, path=None):
-    """One bar for each row {name: {kind: share}}; also into a file."""
-    fig, axis = plt.subplots(figsize=(7.5, 1.3 + 0.38 * len(rows)))
+def draw_bars(rows, title):
+    fig, axis = plt.subplots(figsize=(5.6, 1.2 + 0.28 * len(rows)))
     left = np.zeros(len(rows))
-    for kind in next(iter(rows.values())):
-        color, hatch = (KINDS | OLD_KINDS)[kind]
-        edge = "#7a0c17" if hatch == "///" else "white"
+    for kind, (color, hatch) in KINDS.items():
+        edge = "#7a0c17" if hatch == "///" else plt.rcParams["axes.facecolor"]
         widths = np.array([row[kind] for row in rows.values()])
-        axis.barh(
-            range(len(rows)), widths, left=left, color=color, hatch=hatch, edgecolor=edge, label=kind, lw=0.5
-        )
+        look = {"color": color, "hatch": hatch, "edgecolor": edge, "lw": 0.5}
+        axis.barh(range(len(rows)), widths, left=left, label=kind, **look)
         for y, (x, width) in enumerate(zip(left, widths)):
-            if width > 0.035:
+            if width > 0.055:
                 dark = np.dot(to_rgb(color), (0.3, 0.59, 0.11)) < 0.5
                 box = {"facecolor": color, "edgecolor": "none", "pad": 1} if hatch else None
                 look = {"ha": "center", "va": "center", "fontsize": 8, "bbox": box}
@@ -129,10 +125,13 @@ def stacked_bars(rows, title, path=None):
     axis.set_yticks(range(len(rows)), rows)
     axis.invert_yaxis()
     axis.grid(False)
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    if path:
-        fig.savefig(path)
-    plt.show()
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, columnspacing=1)
+    return fig
+
+
+def stacked_bars(rows, title, path=None):
+    """One bar for each row {name: {kind: share}}; also into files."""
+    in_both_lights(lambda: draw_bars(rows, title), path)
 
 
 def fault_bars(accuracies, n):
@@ -459,7 +458,7 @@ def few_picture(frontier, all_pairs, few, beta):
 
 
 # ----------------------------------------------------------------------------------------------------
-# The race (notebook 04). Arrays of figures have one row for each seed; bars are one standard error.
+# Notebooks 04 and 05. Arrays of figures have one row for each seed; error bars are one standard error.
 
 
 def mean_and_error(x):
@@ -468,24 +467,40 @@ def mean_and_error(x):
     return x.mean(0), x.std(0, ddof=1) / np.sqrt(len(x))
 
 
-def draw_frontier(axis, frontiers, lines, title, farthest=2.0):
+def draw_frontier(axis, frontiers, lines, title, farthest):
     """Score over KL: the optimum, from the frontiers (points of (KL, score)) of all seeds, and policies.
 
     `lines` is {label: (kls, scores, style, texts)}; kls and scores are (seeds, points), and a text stands
     beside each point that has one.
     """
+    ink = plt.rcParams["text.color"]
     grid = np.linspace(0, farthest**0.5, 100) ** 2  # dense where the line is steep
     best, error = mean_and_error([np.interp(grid, *np.transpose(points)) for points in frontiers])
-    axis.fill_between(grid, best - error, best + error, color="black", alpha=0.15)
-    axis.plot(grid, best, color="black", label="the best possible at this KL")
+    axis.fill_between(grid, best - error, best + error, color=ink, alpha=0.15)
+    axis.plot(grid, best, color=ink, label="best possible at this KL")
     for label, (kls, scores, style, texts) in lines.items():
         (x, x_error), (y, y_error) = mean_and_error(kls), mean_and_error(scores)
-        axis.errorbar(x, y, y_error, x_error, label=label, capsize=2, **style)
+        axis.errorbar(x, y, y_error, x_error, label=label, elinewidth=0.7, markersize=5, **style)
         for text, at in zip(texts, zip(x, y)):
-            axis.annotate(text, at, (5, -9), textcoords="offset points", fontsize=8, color=style["color"])
-    axis.set(title=title, xlabel="KL from the pretrained model (nats per answer)", xlim=(-0.05, farthest))
+            axis.annotate(text, at, (5, -10), textcoords="offset points", fontsize=8, color=style["color"])
+    axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    axis.set(title=title, xlabel="KL from the pretrained model (nats per answer, square-root axis)")
+    ticks = (0, 0.1, 0.5, 1, 2, 4) if farthest < 9 else (0, 1, 4, 9, 25, 49, 81, 121)
+    axis.set(xlim=(0, farthest), xticks=[x for x in ticks if x <= farthest])
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("judge's score (4 is perfect)")
-    axis.legend(loc="lower right")
+
+
+def frontier_picture(frontiers, lines, title, path=None, farthest=2.2):
+    """One such picture with its legend; also into files."""
+
+    def draw():
+        fig, axis = plt.subplots(figsize=(5.6, 4))
+        draw_frontier(axis, frontiers, lines, title, farthest)
+        fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        return fig
+
+    in_both_lights(draw, path)
 
 
 def gap_picture(rows, title):
@@ -503,10 +518,15 @@ def gap_picture(rows, title):
     plt.show()
 
 
-def draw_lines(axis, xs, lines, title, xlabel, ylabel):
-    """{label: (figures (seeds, points), style)} over the places xs, which are evenly spaced and named."""
-    for label, (figures, style) in lines.items():
-        axis.errorbar(range(len(xs)), *mean_and_error(figures), label=label, capsize=3, **style)
-    axis.set_xticks(range(len(xs)), xs)
-    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axis.legend()
+def lines_picture(xs, panels, xlabel, ylabel, form=percent):
+    """{title: {label: (figures (seeds, points), style)}}, a panel each, over the places xs, evenly spaced."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(7.5, 3.2), sharey=True, squeeze=False)
+    for axis, (title, lines) in zip(axes[0], panels.items()):
+        for label, (figures, style) in lines.items():
+            axis.errorbar(range(len(xs)), *mean_and_error(figures), label=label, capsize=3, **style)
+        axis.set_xticks(range(len(xs)), xs)
+        axis.yaxis.set_major_formatter(form)
+        axis.set(title=title, xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    plt.show()

@@ -73,3 +73,9 @@ def show(*functions):
     for function in functions:
         where = Path(inspect.getsourcefile(function)).name
         display(Markdown(f"```python\n# {where}\n{inspect.getsource(function)}```"))
+
+
+def table(columns, *rows):
+    """A table, from the names of its columns and the cells of its rows."""
+    lines = columns, ["---"] * len(columns), *rows
+    display(Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)))

@@ -2,17 +2,17 @@
 
     python notebooks/tune.py           # half an hour on two cores; stop it and start it again as you like
 
-Each line of `tuning.jsonl` is a trial. Those without "round" are older: they were made with 9,600 pairs, on a
-world of other digits, and measured by sampling. Their grid ended at its corner for the reward model, so the
-second round tries lower rates, more passes and other batches, the same twelve settings for both roads. RLHF's
-settings are those of its reward model, and PPO goes on from that with its defaults. Policies are measured as
-in the race, by listing their answers.
+Each line of `tuning.jsonl` is a trial; those that it has are not run again. Those without "round" are older:
+they were made with 9,600 pairs, on a world of other digits, and measured by sampling. Their grid ended at its
+corner for the reward model, so the second round tries lower rates, more passes and other batches, the same
+twelve settings for both roads. RLHF's settings are those of its reward model, and PPO goes on from that with
+its defaults. Policies are measured as in the experiments, by listing their answers.
 """
 
 import json
 import math
 
-from race import HERE, Reference, dpo, home_of, job_pretrain, reward, run_all, train
+from measure import HERE, Reference, dpo, home_of, pretrained, reward, rounded, train
 
 from data import read_preferences
 
@@ -31,32 +31,33 @@ def options(script, rate, passes, batch_size):
     return ["--lr", lr, "--batch-size", batch_size, "--steps", steps]
 
 
-def trial(way, *setting):
+def trial(way, how):
+    """Train with these options, and measure the policy that comes out."""
+    name = f"tune {way} " + " ".join(map(str, how))
     if way == "rlhf":
-        how = options(reward, *setting)
-        name = "tune reward " + " ".join(map(str, how))
-        figures = train("reward", 0, name, *how)
-        figures |= {
-            f"ppo_{key}": x for key, x in train("ppo", 0, f"{name} ppo", "--reward", home_of(0, name)).items()
-        }
-        policy = home_of(0, f"{name} ppo")
+        figures = train("reward", 0, f"{name} reward", *how)
+        found = train("ppo", 0, name, "--reward", home_of(0, f"{name} reward"))
+        figures |= {f"ppo_{key}": x for key, x in found.items()}
     else:
-        how = options(dpo, *setting) + ["--loss", way] * (way == "sft")
-        policy = home_of(0, f"tune {way} " + " ".join(map(str, how)))
-        figures = train("dpo", 0, policy.name, *how)
-    return {"setting": " ".join(map(str, how))} | figures | Reference(0).measure(policy)
+        figures = train("dpo", 0, name, *how)
+    return rounded(figures | Reference(0).measure(home_of(0, name)))
 
 
-def stages(results):
-    yield {"pretrain": (job_pretrain, 0)}
-    trials = {("rlhf", *setting): 0 for setting in SETTINGS} | {("dpo", *setting): 0 for setting in SETTINGS}
-    trials |= {("sft", rate, 1, 32): 0 for rate in SFT_RATES}
-    yield {json.dumps(setting): (trial, *setting) for setting in trials}
+def main():
+    pretrained(0)
+    path = HERE / "tuning.jsonl"
+    tried = [json.loads(line) for line in path.read_text().splitlines()]
+    tried = {(line["method"], line["setting"]) for line in tried if "round" in line}
+    trials = [("rlhf", options(reward, *setting)) for setting in SETTINGS]
+    trials += [("dpo", options(dpo, *setting)) for setting in SETTINGS]
+    trials += [("sft", [*options(dpo, rate, 1, 32), "--loss", "sft"]) for rate in SFT_RATES]
+    for way, how in trials:
+        setting = " ".join(map(str, how))
+        if (way, setting) not in tried:
+            line = {"round": 2, "method": way, "setting": setting} | trial(way, how)
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":
-    results = run_all(stages, home_of(0, "tuning.json"))
-    older = [line for line in (HERE / "tuning.jsonl").read_text().splitlines() if '"round"' not in line]
-    del results["pretrain"]
-    trials = [{"round": 2, "method": json.loads(name)[0]} | found for name, found in results.items()]
-    (HERE / "tuning.jsonl").write_text("".join(f"{line}\n" for line in [*older, *map(json.dumps, trials)]))
+    main()

@@ -1,5 +1,9 @@
 """The statistics behind the table of claims: `notebooks/claims.py`, and what a trial costs: `cost.py`."""
 
+import json
+import math
+import re
+import statistics
 import sys
 from types import SimpleNamespace
 
@@ -55,9 +59,14 @@ def test_verdicts_say_what_survives():
 
 def test_a_figure_at_a_kl_is_read_off_between_two_runs():
     runs = {"far": {"kl": 2.0, "share": 1.0}, "near": {"kl": 1.0, "share": 0.8}}
-    results = {f"{seed} {name}": figures for seed in claims.SEEDS for name, figures in runs.items()}
-    found = claims.at_kl(results, ["far", "near"], np.array([1.0, 1.5, 1.75, 0.5, 3.0]))
+    results = {f"{seed} {name}": figures for seed in range(5) for name, figures in runs.items()}
+    found = claims.at_kl(results, ["far", "near"], np.array([1.0, 1.5, 1.75, 0.5, 3.0]), seeds=range(5))
     assert found == pytest.approx([0.8, 0.9, 0.95, 0.8, 1.0])  # beyond both, the nearest one's
+
+
+def test_a_sweep_has_only_the_runs_on_all_pairs():
+    names = "11 dpo beta=2", "12 dpo beta=2", "11 dpo beta=0.5", "11 pairs=250 dpo beta=0.5", "11 dpo"
+    assert claims.sweep(dict.fromkeys(names), "dpo") == ["dpo beta=0.5", "dpo beta=2"]
 
 
 def test_the_reward_of_people_who_disagree():
@@ -103,3 +112,129 @@ def test_operations_by_counting():
 
 def test_every_experiment_says_what_was_predicted():
     assert all(jobs.__doc__.startswith("Predicted: ") for jobs in experiments.EXPERIMENTS)
+
+
+RESULTS = json.loads(claims.RESULTS.read_text())
+
+
+def test_the_committed_results_are_those_of_the_code():
+    """Each job of a seed that is reported has its figures in the file, and the file has no other ones."""
+    found = {name for name in RESULTS if " cost " not in name}
+    jobs, wanted = set(), set()
+    for experiment, seeds in experiments.EXPERIMENTS.items():
+        for seed in seeds:
+            names = {f"{seed} {name}" for name, *_ in experiment(seed)}
+            jobs |= names
+            wanted |= names if seed in claims.SEEDS else set()
+    assert wanted <= found <= jobs
+
+
+def figure(name, *keys, seeds=claims.SEEDS):
+    """One figure of each seed, straight from the file."""
+    values = [RESULTS[f"{seed} {name}"] for seed in seeds]
+    for key in keys:
+        values = [value[key] for value in values]
+    return values
+
+
+def at_one_nat(names, kls=None):
+    """The share at a KL of 1 nat, or at those: on the straight line between the two runs around it."""
+    found = []
+    for i, seed in enumerate(claims.SEEDS):
+        at = kls[i] if kls else 1.0
+        runs = sorted((RESULTS[f"{seed} {name}"]["kl"], RESULTS[f"{seed} {name}"]["share"]) for name in names)
+        below, above = [run for run in runs if run[0] <= at], [run for run in runs if run[0] > at]
+        if not below or not above:
+            found.append((below or [above[0]])[-1][1])
+        else:
+            (x0, y0), (x1, y1) = below[-1], above[0]
+            found.append(y0 + (y1 - y0) * (at - x0) / (x1 - x0))
+    return found
+
+
+def two_sided_p(differences):
+    """By Simpson's rule on the density of Student's t."""
+    n = len(differences)
+    t = abs(statistics.mean(differences)) / (statistics.stdev(differences) / math.sqrt(n))
+    df, steps = n - 1, 20_000
+    density = lambda x: (1 + x * x / df) ** (-(df + 1) / 2)
+    scale = math.gamma((df + 1) / 2) / (math.sqrt(df * math.pi) * math.gamma(df / 2))
+    h = t / steps
+    inner = sum((4 if i % 2 else 2) * density(i * h) for i in range(1, steps))
+    return 1 - 2 * scale * (density(0) + inner + density(t)) * h / 3
+
+
+def test_every_figure_of_the_claims_by_other_code():
+    """Each figure of the table, and the p of each claim, from the file without `claims.py`."""
+    betas = {"dpo": (0.15, 0.3, 0.5, 1, 2), "ppo": (0.15, 0.25, 0.4, 0.7, 1.4)}
+    betas |= {"judge": (0.25, 0.4, 0.8), "implicit": (0.25, 0.4, 0.8)}
+    at_one = {way: at_one_nat([f"{way} beta={beta}" for beta in betas[way]]) for way in betas}
+    minus = lambda a, b: [
+        x - (y if isinstance(b, list) else b) for x, y in zip(a, b if isinstance(b, list) else a)
+    ]
+    over = lambda a, b: [x / y for x, y in zip(a, b)]
+    dpo, rlhf, of_posts = "dpo beta=0.5", "ppo beta=0.4", ("pretrain", "POST")
+    ratio = over(figure("pretrain", "val_loss"), figure("pretrain", "entropy"))
+    cold = [figure(*of_posts, "temperature 0", "kinds", kind) for kind in ("repeats", "lucky")]
+    greedy = [a + b for a, b in zip(*cold)]
+    cooler = [figure(*of_posts, f"temperature {t}", "score") for t in ("0", "0.25", "0.5", "0.75", "1")]
+    cooler = max(cooler, key=statistics.mean)
+    score = {name: figure(name, "score") for name in (dpo, rlhf, "sft", "noise dpo", "noise ppo")}
+    wrong = {name: figure(name, "kinds", "wrong, hidden") for name in (dpo, rlhf)}
+    wrong_before = figure(*of_posts, "temperature 1", "kinds", "wrong, hidden")
+    lost = {x: minus(figure(x, "temperature 0", "win_rate"), figure(x, "win_rate")) for x in (dpo, rlhf)}
+    letters = {name: figure(name, "letters", "share", seeds=claims.TEN) for name in (dpo, rlhf)}
+    taste = {way: figure(f"taste {way}", "share") for way in ("dpo", "ppo")}
+    best = {way: figure("asks for", way, "best of n", "64", "score") for way in ("learned", "implicit")}
+    judge_of = {w: figure("judges", w, "as a judge", "POST", "correlation") for w in ("explicit", "implicit")}
+    few = figure("pairs=250 ppo", "share")
+    few_dpo = ["pairs=250 dpo beta=0.25", "pairs=250 dpo beta=0.5"]
+    few_dpo = at_one_nat(few_dpo, figure("pairs=250 ppo", "kl"))
+    noise = {way: figure(f"noise {way}", "share") for way in ("dpo", "ppo")}
+    seconds = {way: figure(f"cost {way}", "seconds") for way in ("dpo", "rlhf")}
+    operations = over(figure("cost rlhf", "operations"), figure("cost dpo", "operations"))
+    faster = over(seconds["rlhf"], seconds["dpo"])
+    expected = [  # the figures in the order of a row, each with its form, and the differences that are tested
+        ([(ratio, ".3f")], minus([1.02] * len(ratio), ratio)),
+        ([(greedy, ".1%")], minus(greedy, 0.5)),
+        ([(score[rlhf], ".2f"), (score[dpo], ".2f"), (cooler, ".2f")], minus(score[rlhf], cooler)),
+        ([(at_one["ppo"], ".1%"), (at_one["dpo"], ".1%")], minus(at_one["dpo"], at_one["ppo"])),
+        (
+            [(wrong[rlhf], ".1%"), (wrong[dpo], ".1%"), (wrong_before, ".1%")],
+            minus(wrong[rlhf], wrong_before),
+        ),
+        ([(at_one["implicit"], ".1%"), (at_one["dpo"], ".1%")], minus(at_one["implicit"], at_one["ppo"])),
+        ([(taste["ppo"], ".1%"), (taste["dpo"], ".1%")], minus(taste["ppo"], taste["dpo"])),
+        ([(at_one["judge"], ".1%"), (at_one["dpo"], ".1%")], minus(at_one["dpo"], at_one["judge"])),
+        ([(seconds["rlhf"], ".1f"), (seconds["dpo"], ".1f"), (faster, ".1f")], [math.log(x) for x in faster]),
+        ([(operations, ".1f")], minus(operations, 3)),
+        ([(lost[rlhf], ".1%"), (lost[dpo], ".1%")], minus(lost[rlhf], lost[dpo])),
+        ([(letters[rlhf], ".1%"), (letters[dpo], ".1%")], minus(letters[dpo], letters[rlhf])),
+        (
+            [(score[rlhf], ".2f"), (score[dpo], ".2f"), (score["sft"], ".2f")]
+            + [(figure("sft", "temperature 0", "score"), ".2f")],
+            minus(score[rlhf], score["sft"]),
+        ),
+        (
+            [(best["learned"], ".2f"), (score[dpo], ".2f"), (best["implicit"], ".2f")],
+            minus(best["learned"], score[dpo]),
+        ),
+        (
+            [(judge_of["explicit"], ".3f"), (judge_of["implicit"], ".3f")],
+            minus(judge_of["implicit"], judge_of["explicit"]),
+        ),
+        ([(few, ".1%"), (few_dpo, ".1%")], minus(few, few_dpo)),
+        (
+            [(noise["ppo"], ".1%"), (noise["dpo"], ".1%")]
+            + [(score["noise ppo"], ".2f"), (score["noise dpo"], ".2f")],
+            minus(noise["ppo"], noise["dpo"]),
+        ),
+    ]
+    lines = claims.markdown(RESULTS).splitlines()[2:]
+    assert len(lines) == len(expected)
+    for line, (figures, differences) in zip(lines, expected):
+        said = re.findall(r"[\d.]+%? ± [\d.]+%?", line)
+        error = lambda x: statistics.stdev(x) / math.sqrt(len(x))
+        assert said == [f"{statistics.mean(x):{form}} ± {error(x):{form}}" for x, form in figures], line
+        p = float(re.search(r"([\d.]+) \([\d.]+\) \|", line)[1])
+        assert p == pytest.approx(two_sided_p(differences), abs=1e-4), line

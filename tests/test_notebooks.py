@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 
-import race  # noqa: E402
+import claims  # noqa: E402
 
 NAMES = ["01_pretraining", "02_rlhf", "03_dpo", "04_rlhf_vs_dpo", "05_where_they_part"]
 
@@ -50,15 +50,17 @@ def test_committed_outputs_are_whole(name):
     assert str(Path.home()) not in json.dumps(cells)
 
 
-def test_readme_notebook_and_race_say_the_same():
-    """The table of claims is what `race.json` gives, in the README and in notebook 04."""
-    table = race.claims(json.loads(race.RESULTS.read_text()))
-    assert f"\n\n{table}\n\n" in README
+def test_readme_notebook_and_results_say_the_same():
+    """The table of claims is what `experiments.json` gives, in notebook 04 and, in short, in the README."""
+    results = claims.load()
+    assert f"\n\n{claims.readme(results)}\n\n" in README
     cells = json.loads((ROOT / "notebooks/04_rlhf_vs_dpo.ipynb").read_text(encoding="utf-8"))["cells"]
     shown = [out.get("data", {}).get("text/markdown") for c in cells for out in c.get("outputs", [])]
-    assert table in ["".join(text) for text in shown if text]
+    assert claims.markdown(results) in ["".join(text) for text in shown if text]
 
 
 def test_the_readme_shows_pictures_that_are_there():
-    pictures = re.findall(r"!\[.*\]\((.*)\)", README)
-    assert len(pictures) == 2 and all((ROOT / picture).is_file() for picture in pictures)
+    """Each for light pages and for dark ones."""
+    pictures = re.findall(r'(?:srcset|src)="(notebooks/[^"]+)"', README)
+    assert len(pictures) == 4 and all((ROOT / picture).is_file() for picture in pictures)
+    assert sum(picture.endswith("-dark.png") for picture in pictures) == 2
