@@ -103,9 +103,7 @@ def trial(seed, way, schedule):
             how = ["--advantage", rest[0], "--steps", rest[1], "--beta", rest[3]]
             how += ["--lr", ppo.parser.get_default("lr") * rest[2], "--reward", home / "reward"]
             run(ppo, "--out", home / "policy", *how)
-    memory = (
-        int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-    )  # in MB, on Linux
+    highest = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]  # in KB, on Linux
     here, policy = Reference(seed), load_model(home / "policy")
     records = read_preferences(home / "preferences.jsonl")
     wanted = here.start + 0.9 * (np.interp(1, *here.frontier.T) - here.start)
@@ -133,7 +131,7 @@ def trial(seed, way, schedule):
         "reached": bool(reached),
         "seconds": s1,
         "operations": operations(way, schedule, f1, here, records),
-        "memory": memory,
+        "memory": int(highest) / 1024,
         "wanted": wanted,
         "scores": scores,
     }
