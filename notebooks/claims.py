@@ -91,8 +91,9 @@ def sweep(results, way):
 def rows(results, seeds=SEEDS, ten=TEN):
     """(claim, the paper, RLHF, DPO, what was measured, a, b): the claim says that a > b, seed by seed."""
     get = lambda *keys: over(results, *keys, seeds=seeds)
-    percent, wrong = lambda x: said(x, ".1%"), ("kinds", "wrong, hidden")
-    dpo, rlhf, posts, lukewarm = "dpo beta=0.5", "ppo beta=0.4", ("pretrain", "POST"), "temperature 1"
+    percent = lambda x: said(x, ".1%")
+    wrong = lambda *keys: get(*keys, "kinds", "wrong, hidden")
+    dpo, rlhf, posts = "dpo beta=0.5", "ppo beta=0.4", ("pretrain", "POST")
     share = {
         way: at_kl(results, sweep(results, way), 1.0, seeds=seeds)
         for way in ("dpo", "ppo", "judge", "implicit")
@@ -111,7 +112,7 @@ def rows(results, seeds=SEEDS, ten=TEN):
     few_dpo = at_kl(results, FEW_DPO, get("pairs=250 ppo", "kl"), seeds=seeds)
     times = {key: get("cost rlhf", key) / get("cost dpo", key) for key in ("seconds", "operations")}
     to_reach = lambda way: f"{said(get(f'cost {way}', 'seconds'), '.1f')} s"
-    table = [
+    return [
         ["Pretraining comes within 2% of the best possible loss", "", "", "",
          f"loss / entropy {said(ratio, '.3f')}", 1.02 + 0 * ratio, ratio],
         ["It doesn't do what people want (the world was built so)", "", "", "",
@@ -120,9 +121,9 @@ def rows(results, seeds=SEEDS, ten=TEN):
          f"score; pretrained, at its best temperature {said(lowered)}", gain[rlhf], lowered],
         ["DPO is at least as good", "wins 61% against 57% (summaries)", percent(share["ppo"]),
          percent(share["dpo"]), "share at 1 nat", share["dpo"], share["ppo"]],
-        ["RLHF multiplies hidden wrong words", "", percent(get(rlhf, *wrong)), percent(get(dpo, *wrong)),
-         f"of its answers; pretrained {percent(get(*posts, lukewarm, *wrong))}",
-         get(rlhf, *wrong), get(*posts, lukewarm, *wrong)],
+        ["RLHF multiplies hidden wrong words", "", percent(wrong(rlhf)), percent(wrong(dpo)),
+         f"of its answers; pretrained {percent(wrong(*posts, 'temperature 1'))}",
+         wrong(rlhf), wrong(*posts, "temperature 1")],
         ["… and is better on DPO's implicit reward", "", percent(share["implicit"]), percent(share["dpo"]),
          "share at 1 nat; tested against RLHF above", share["implicit"], share["ppo"]],
         ["… and is ahead where nothing is compared with the post", "", percent(get("taste ppo", "share")),
@@ -156,7 +157,6 @@ def rows(results, seeds=SEEDS, ten=TEN):
          f"share; score {said(gain['noise ppo'])} and {said(gain['noise dpo'])}",
          get("noise ppo", "share"), get("noise dpo", "share")],
     ]  # fmt: skip
-    return table
 
 
 def verdicts(table):

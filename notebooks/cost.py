@@ -67,6 +67,28 @@ def operations(way, schedule, fraction, here, records):
     return total + each * (2 + critic) * body * (prompt + answer)  # reward model, and the critic
 
 
+def read_off(copies, score, start, wanted):
+    """When the score was reached: (whether it was, seconds, share of the run, the scores looked at).
+
+    `copies` are (seconds, share of the run, weights), `score(i)` is that of copy i from 1 on, and `start` the
+    pretrained model's. Scores rise, so the first copy that is good enough is found by halving. Between it and
+    the one before it lies the moment, on a straight line; nothing is known of the time before the first copy.
+    """
+    low, high = 0, len(copies)
+    scores = {low: start, high: score(high)}
+    reached = scores[high] >= wanted
+    while reached and high - low > 1:
+        middle = (low + high) // 2
+        scores[middle] = score(middle)
+        low, high = (low, middle) if scores[middle] >= wanted else (middle, high)
+    s1, f1, _ = copies[high - 1]
+    if not reached or not low:
+        return reached, s1, f1, scores
+    s0, f0, _ = copies[low - 1]
+    at = (wanted - scores[low]) / (scores[high] - scores[low])
+    return reached, s0 + at * (s1 - s0), f0 + at * (f1 - f0), scores
+
+
 def trial(seed, way, schedule):
     """One schedule from the pretrained model on: what it cost until the score was reached."""
     home = RUNS / f"{seed}-cost"
@@ -115,22 +137,11 @@ def trial(seed, way, schedule):
         save_model(policy, here.tokenizer, home / "copy")
         return here.measure(home / "copy")["score"]
 
-    low, high = 0, len(copies)
-    scores = {low: here.start, high: score(high)}
-    reached = scores[high] >= wanted
-    while reached and high - low > 1:  # scores rise: the first copy that is good enough is found by halving
-        middle = (low + high) // 2
-        scores[middle] = score(middle)
-        low, high = (low, middle) if scores[middle] >= wanted else (middle, high)
-    s1, f1, _ = copies[high - 1]
-    if reached and low:  # nothing is known of the time before the first copy
-        s0, f0, _ = copies[low - 1]
-        at = (wanted - scores[low]) / (scores[high] - scores[low])
-        s1, f1 = s0 + at * (s1 - s0), f0 + at * (f1 - f0)
+    reached, seconds, fraction, scores = read_off(copies, score, here.start, wanted)
     return {
         "reached": bool(reached),
-        "seconds": s1,
-        "operations": operations(way, schedule, f1, here, records),
+        "seconds": seconds,
+        "operations": operations(way, schedule, fraction, here, records),
         "memory": int(highest) / 1024,
         "wanted": wanted,
         "scores": scores,

@@ -43,18 +43,23 @@ def trial(way, how):
     return rounded(figures | Reference(0).measure(home_of(0, name)))
 
 
+TRIALS = [(way, *setting) for way in ("rlhf", "dpo") for setting in SETTINGS]
+TRIALS += [("sft", rate, 1, 32) for rate in SFT_RATES]
+
+
+def key(way, rate, passes, batch_size):
+    """What a line of `tuning.jsonl` says of its trial. The number of steps depends on that of the pairs."""
+    return {"round": 2, "method": way, "rate": round(rate, 2), "passes": passes, "batch_size": batch_size}
+
+
 def main():
     pretrained(0)
     path = HERE / "tuning.jsonl"
     tried = [json.loads(line) for line in path.read_text().splitlines()]
-    tried = {(line["method"], line["setting"]) for line in tried if "round" in line}
-    trials = [("rlhf", options(reward, *setting)) for setting in SETTINGS]
-    trials += [("dpo", options(dpo, *setting)) for setting in SETTINGS]
-    trials += [("sft", [*options(dpo, rate, 1, 32), "--loss", "sft"]) for rate in SFT_RATES]
-    for way, how in trials:
-        setting = " ".join(map(str, how))
-        if (way, setting) not in tried:
-            line = {"round": 2, "method": way, "setting": setting} | trial(way, how)
+    for way, *setting in TRIALS:
+        if not any(key(way, *setting).items() <= line.items() for line in tried):
+            how = options(reward if way == "rlhf" else dpo, *setting) + ["--loss", "sft"] * (way == "sft")
+            line = key(way, *setting) | {"setting": " ".join(map(str, how))} | trial(way, how)
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 

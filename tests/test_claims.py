@@ -110,6 +110,19 @@ def test_operations_by_counting():
     assert found == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    "wanted, expected",
+    [(2.5, (True, 5.0, 0.5)), (3.4, (True, 9.0, 0.9)), (1.5, (True, 2.0, 0.2)), (4.0, (False, 10.0, 1.0))],
+)
+def test_when_a_score_was_reached_by_hand(wanted, expected):
+    """Five copies, at 2, 4, … seconds, with these scores; 1 at the start. 2.5 lies half-way from 2 to 3."""
+    points = [1.0, 1.5, 2.0, 3.0, 3.2, 3.6]
+    copies = [(2.0 * i, 0.2 * i, None) for i in range(1, 6)]
+    reached, seconds, fraction, scores = cost.read_off(copies, lambda i: points[i], points[0], wanted)
+    assert (reached, seconds, fraction) == (expected[0], *map(pytest.approx, expected[1:]))
+    assert all(scores[i] == points[i] for i in scores)
+
+
 def test_every_experiment_says_what_was_predicted():
     assert all(jobs.__doc__.startswith("Predicted: ") for jobs in experiments.EXPERIMENTS)
 

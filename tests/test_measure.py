@@ -1,6 +1,7 @@
 """What notebooks 04 and 05 measure by listing answers: `notebooks/measure.py`, `notebooks/experiments.py`."""
 
 import itertools
+import json
 import math
 import random
 import sys
@@ -17,6 +18,7 @@ import experiments  # noqa: E402
 import measure  # noqa: E402
 import plots  # noqa: E402
 import reward  # noqa: E402
+import tune  # noqa: E402
 from data import documents, judge, write_records  # noqa: E402
 from model import GPT, Config, ScalarGPT  # noqa: E402
 
@@ -141,3 +143,17 @@ def test_the_language_modelling_loss_is_that_of_the_chosen_answers():
     zero = torch.zeros(2)
     total = language.reward_loss(zero, zero).mean().item()
     assert total == pytest.approx(math.log(2) + 0.5 * sum(surprise) / tokens, abs=1e-5)
+
+
+def test_every_trial_of_the_tuning_is_in_the_file_once():
+    """As many for one side as for the other, and each with the rate, in `setting`, that its key says."""
+    lines = [json.loads(line) for line in (measure.HERE / "tuning.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line.get("round") == 2]
+    for one in (tune.key(*trial) for trial in tune.TRIALS):
+        assert sum(one.items() <= line.items() for line in lines) == 1
+    assert len(lines) == len(tune.TRIALS)
+    methods = [line["method"] for line in lines]
+    assert methods.count("rlhf") == methods.count("dpo") == 12
+    for line in lines:
+        default = (reward if line["method"] == "rlhf" else measure.dpo).parser.get_default("lr")
+        assert float(line["setting"].split()[1]) == pytest.approx(line["rate"] * default, rel=0.05)
