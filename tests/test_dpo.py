@@ -195,7 +195,7 @@ def test_one_pass_learns_from_every_pair_once_and_from_no_held_out_one(home, mon
         return real(model, pairs, device)
 
     monkeypatch.setattr(dpo, "pair_log_probs", watch)
-    dpo.main(dpo.parser.parse_args(["--batch-size", "16", "--out", "runs/dpo-pass"]))
+    dpo.main(dpo.parser.parse_args(["--device", "cpu", "--batch-size", "16", "--out", "runs/dpo-pass"]))
     tokenizer = Tokenizer.load("runs/dpo-pass")
     pairs = read_preferences("runs/pretrain/preferences.jsonl")
     learned = pairs[: len(pairs) - len(pairs) // 10]
