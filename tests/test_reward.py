@@ -155,7 +155,9 @@ def test_one_pass_learns_from_every_pair_once_and_from_no_held_out_one(home, mon
         return real(model, pairs, device)
 
     monkeypatch.setattr(reward, "pair_scores", watch)
-    reward.main(reward.parser.parse_args(["--device", "cpu", "--batch-size", "16", "--out", "runs/reward-pass"]))
+    reward.main(
+        reward.parser.parse_args(["--device", "cpu", "--batch-size", "16", "--out", "runs/reward-pass"])
+    )
     tokenizer = Tokenizer.load("runs/reward-pass")
     pairs = read_preferences("runs/pretrain/preferences.jsonl")
     learned = pairs[: len(pairs) - len(pairs) // 10]
