@@ -72,7 +72,8 @@ class Attention(nn.Module):
         # Query t is token S − T + t and may look at all keys up to there: a mask (T, S), unless T is 1 or S.
         mask = None if T in (1, S) else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
         # softmax(Q Kᵀ / √D) V: weights (B, H, T, S), where the mask is false 0, times values (B, H, S, D).
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S)  # (B, H, T, D)
+        causal = True if T == S else False  # `T == S` is a symbol to torch.compile, which would give up
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
