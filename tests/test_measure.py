@@ -19,7 +19,7 @@ import measure  # noqa: E402
 import plots  # noqa: E402
 import reward  # noqa: E402
 import tune  # noqa: E402
-from data import documents, judge, write_records  # noqa: E402
+from data import Tokenizer, documents, judge, write_records  # noqa: E402
 from model import GPT, Config, ScalarGPT  # noqa: E402
 
 EOS = 2
@@ -143,6 +143,40 @@ def test_the_language_modelling_loss_is_that_of_the_chosen_answers():
     zero = torch.zeros(2)
     total = language.reward_loss(zero, zero).mean().item()
     assert total == pytest.approx(math.log(2) + 0.5 * sum(surprise) / tokens, abs=1e-5)
+
+
+def the_judge_itself(directory, pairs):
+    """In place of a model's values of both answers, the judge's, read from the tokens."""
+    read = Tokenizer.load(directory).decode
+    return torch.tensor([[judge(read(prompt), read(answer)) for answer in both] for prompt, *both in pairs])
+
+
+def test_no_fault_escapes_the_judge_and_it_agrees_with_itself(home, monkeypatch):
+    monkeypatch.setattr(experiments, "home_of", lambda seed, name: home / "runs" / name)
+    monkeypatch.setattr(experiments, "documents", lambda n, **how: documents(40, **how))
+    for values_of, expected in (
+        (the_judge_itself, {"accuracy": 1, "correlation": 1, "calibration": 0}),
+        (lambda *x: -the_judge_itself(*x), {"correlation": -1}),
+    ):
+        judged = experiments.as_a_judge(5, values_of, home / "runs/pretrain")
+        found = experiments.by_fault(5, values_of, home / "runs/pretrain")
+        for kind in data.KINDS:
+            assert {key: judged[kind][key] for key in expected} == pytest.approx(expected, abs=1e-6)
+            assert set(found[kind].values()) == {1.0 if expected["correlation"] > 0 else 0.0}
+            assert len(found[kind]) == 7
+
+
+def test_volunteers_of_two_tastes_take_turns(home, monkeypatch):
+    """One always likes the longer answer, the other the shorter one."""
+    longer, shorter = (lambda _, answer, sign=sign: sign * 1000 * len(answer) for sign in (1, -1))
+    before = [{"prompt": "P", "chosen": f" {'a' * (i % 3 + 1)}", "rejected": " bb b"} for i in range(12)]
+    monkeypatch.setattr(experiments, "own_records", lambda seed: before)
+    monkeypatch.setattr(experiments, "RUNS", home)
+    (home / "5").mkdir()
+    after = data.read_preferences(experiments.relabelled(5, "turns", longer, shorter))
+    assert [record["chosen"] for record in after] == [
+        " bb b" if i % 2 == 0 else record["chosen"] for i, record in enumerate(before)
+    ]
 
 
 def test_every_trial_of_the_tuning_is_in_the_file_once():
