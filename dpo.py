@@ -121,7 +121,7 @@ def main(args):
             }
 
         rng = np.random.default_rng(args.seed)
-        order = shares(batches(lengths[train], args.batch_size, rng, args.steps))
+        order = shares(batches(len(train), args.batch_size, rng, args.steps))
         steps = len(order)
         if args.compile:
             policy.transformer.compile(dynamic=True)
@@ -139,7 +139,7 @@ def main(args):
             loss.backward()
             update([policy], optimizers, weight=len(rows))
 
-            if step % 50 == 49 or step == steps - 1:
+            if step % 100 == 99 or step == steps - 1:
                 metrics = evaluate()
                 run.log(weight=len(rows), loss=loss.item(), **metrics)
             elif step % 10 == 9:

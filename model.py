@@ -333,8 +333,8 @@ def orthogonalize(matrices):
     """U S Vᵀ → about U Vᵀ, in float32, for matrices whose shorter sides are equal, m.
 
     Five times x ← (a + b xxᵀ + c (xxᵀ)²) x (Jordan 2024). That acts on the singular values alone: one that is
-    0.002 of the Frobenius norm or more ends between 0.68 and 1.21. The bracket is a function of G = xxᵀ (m × m),
-    and such matrices commute. So it is enough to multiply up the five brackets, and at the end x by their product.
+    0.002 of the Frobenius norm or more ends between 0.68 and 1.21. The bracket is a function of xxᵀ (m × m),
+    and such matrices commute. So the five brackets are multiplied up, and x once, by their product.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = [(x if x.shape[0] <= x.shape[1] else x.T) / x.norm().clamp(min=1e-7) for x in matrices]

@@ -40,7 +40,7 @@ option = parser.add_argument
 option("--data", nargs="+", metavar="FILE", help="UTF-8 text, gzip too; if left out, the embedded world")
 option("--init", help="checkpoint to start from, e.g. a GPT-2; if left out, from scratch")
 option("--out", default="runs/pretrain", help="directory for the checkpoint")
-option("--steps", type=number(int, 1), default=600, help="optimizer steps")
+option("--steps", type=number(int, 1), default=500, help="optimizer steps")
 option("--batch-size", type=number(int, 1), default=64, help="documents a step")
 option("--lr", type=number(float, 1e-9), default=0.02, help="peak learning rate")
 option("--vocab-size", type=number(int, 1), default=768, help="tokens to tell apart, at most")
@@ -70,7 +70,7 @@ def load_world(args, rng):
     rows = [tokenizer.encode(d.prompt + d.response) + [tokenizer.eos] for d in train + val]
     rows, val_rows = rows[: len(train)], rows[len(train) :]
     entropy = -sum(d.log_prob for d in val) / sum(len(row) - 1 for row in val_rows)  # nats per guessed token
-    return tokenizer, rows, batches([len(row) for row in rows], args.batch_size, rng), val_rows, entropy
+    return tokenizer, rows, batches(len(rows), args.batch_size, rng), val_rows, entropy
 
 
 def load_files(args, rng):

@@ -75,7 +75,6 @@ def main(args):
         path = args.data or own_pairs(args, reference, tokenizer)
         pairs, records, n_val = load_pairs(path, tokenizer, model.config.n_positions, args.batch_size)
         train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
-        lengths = np.array([sum(map(len, pair)) for pair in pairs])
 
         @torch.no_grad()
         def evaluate():
@@ -89,7 +88,7 @@ def main(args):
             }
 
         rng = np.random.default_rng(args.seed)
-        order = shares(batches(lengths[train], args.batch_size, rng, args.steps))
+        order = shares(batches(len(train), args.batch_size, rng, args.steps))
         steps = len(order)
         if args.compile:
             model.transformer.compile(dynamic=True)
@@ -103,7 +102,7 @@ def main(args):
             loss.backward()
             update([model], optimizers, weight=len(rows))
 
-            if step % 50 == 49 or step == steps - 1:
+            if step % 100 == 99 or step == steps - 1:
                 margin, metrics = evaluate()
                 run.log(weight=len(rows), loss=loss.item(), **metrics)
             elif step % 10 == 9:

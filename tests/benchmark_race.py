@@ -159,7 +159,7 @@ def their_pretraining(home, seed, lr, steps, batch_size):
         if step % 50 == 49:
             began, total, n = time.time(), 0.0, 0
             with torch.no_grad():
-                for part in batches([len(row) for row in val_rows], 64, np.random.default_rng(0)):
+                for part in batches(len(val_rows), 64, np.random.default_rng(0)):
                     loss, count = loss_of([val_rows[i] for i in part])
                     total, n = total + loss.item() * count, n + count
             paused += time.time() - began

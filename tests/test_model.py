@@ -939,7 +939,7 @@ def test_the_shares_of_all_processes_are_the_batch(monkeypatch):
 def test_every_batch_of_every_data_size_feeds_every_process(monkeypatch, processes):
     monkeypatch.setattr(M, "WORLD_SIZE", processes)
     for n in range(20, 201):
-        found = batches([5] * n, 16, np.random.default_rng(n))
+        found = batches(n, 16, np.random.default_rng(n))
         each = []
         for rank in range(processes):
             monkeypatch.setattr(M, "RANK", rank)

@@ -28,7 +28,7 @@ VERSES = [
     "Peter Piper picked a peck of pickled peppers. A peck of pickled peppers Peter Piper picked.",
     "If Peter Piper picked a peck of pickled peppers, where's the peck that Peter Piper picked?",
 ]
-DOUBLED = ["aaa aaaa banana bananana " * 3, "xx xxx xxxxx " * 5]  # their pairs overlap
+DOUBLED = ["aaa aaaa banana bananana " * 3, "xx xxx xxxxx " * 5, "\n" * 37, " " * 26]  # their pairs overlap
 BLOCKS = [(0, 0x80), (0x80, 0x250), (0x370, 0x600), (0x2000, 0x2C00), (0x3000, 0xA000), (0x1F300, 0x1F700)]
 
 
@@ -73,7 +73,7 @@ def test_ids_without_a_token_decode_to_nothing(tokenizer):
 
 def test_merges_equal_a_slow_reference():
     """Count all pairs of all words anew for every merge."""
-    texts = VERSES + DOUBLED + HARD_TEXT * 2
+    texts = VERSES + DOUBLED + HARD_TEXT * 2 + random_texts(200, seed=2)
     counted = Counter(word for text in texts for word in word_pattern().findall(text))
     words = [([data.BYTE_TO_CHAR[b] for b in word.encode()], n) for word, n in counted.items()]
     merges = []
