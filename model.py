@@ -633,6 +633,19 @@ def refuse(parser, args, names, because):
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def slowdown(device):
+    """How many times as long as in float32 a linear layer's three products take in bfloat16."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, rounds = torch.ones(128, 128, dtype=dtype, device=device), []
+        for _ in range(3):
+            began = time.perf_counter()
+            (x @ x.T + x @ x + x.T @ x).sum().item()  # forward, and the gradients of input and weights
+            rounds.append(time.perf_counter() - began)
+        seconds.append(min(rounds))
+    return seconds[1] / seconds[0]
+
+
 @contextlib.contextmanager
 def set_up(args):
     """`with set_up(args) as device:` meets the other processes, and has the precision that was asked for."""
@@ -649,6 +662,10 @@ def set_up(args):
     quiet = contextlib.redirect_stdout(open(os.devnull, "w")) if RANK else contextlib.nullcontext()
     # Nothing is cached, since the weights change while autocast is on.
     with quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
+        if low and (times := slowdown(name)) > 1.5:
+            print(
+                f"--dtype bfloat16: products take {times:.0f} times as long here as in float32; leave it out"
+            )
         try:
             yield torch.device(name)
         except RuntimeError as error:

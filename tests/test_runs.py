@@ -672,6 +672,22 @@ def test_two_processes_of_ppo_earn_the_same_score_as_one(home):
     assert two - np.mean(first) > allowed
 
 
+def test_bfloat16_is_timed_against_float32(monkeypatch):
+    """Three rounds each; of 5, 2, 4 seconds in float32 and 9, 8, 7 in bfloat16 the shortest count."""
+    ticks = iter([t for seconds in (5, 2, 4, 9, 8, 7) for t in (100, 100 + seconds)])
+    monkeypatch.setattr(model.time, "perf_counter", lambda: next(ticks))
+    assert model.slowdown("cpu") == 3.5
+
+
+@pytest.mark.parametrize("times, said", [(16.4, True), (1.2, False), (0.5, False)])
+def test_where_bfloat16_is_slower_one_sentence_says_so(home, monkeypatch, speak, times, said):
+    monkeypatch.setattr(model, "slowdown", lambda device: times)
+    options = ["--steps", 1, "--out", "runs/slow-bf16"]
+    status, printed, _ = speak("dpo", *options, "--dtype", "bfloat16")
+    assert status == 0 and ("products take 16 times as long here as in float32" in printed) == said
+    assert "times as long" not in speak("dpo", *options)[1]
+
+
 @every_script
 def test_bfloat16_stays_near_float32(home, straight, name):
     call(name, "--out", f"runs/{name}-bf16", "--dtype", "bfloat16")
