@@ -360,7 +360,7 @@ def make_optimizers(model, lr):
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]
     muon = Muon(matrices, lr)
-    adamw = torch.optim.AdamW(others, lr / 2, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    adamw = torch.optim.AdamW(others, lr / 2, betas=(0.9, 0.95), weight_decay=0.0)
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -650,7 +650,9 @@ def slowdown(device):
 def set_up(args):
     """`with set_up(args) as device:` meets the other processes, and has the precision that was asked for."""
     args.began = time.time()
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    can_autocast = getattr(torch.amp, "is_autocast_available", lambda name: False)  # MPS can from 2.5 on
+    mps = torch.backends.mps.is_available() and can_autocast("mps")
+    here = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     name = args.device or next(name for name in here if here[name])
     if not here[name]:
         raise BadInput(f"--device {name}: there is none here; leave the option out to take the best one")

@@ -777,7 +777,7 @@ def test_a_network_with_other_weights_does_not_say_that_it_is_a_gpt2(gpt, tmp_pa
         case "no positions":
             del gpt.transformer.wpe
         case "norms without a bias":
-            gpt.transformer.ln_f = torch.nn.RMSNorm(32)
+            gpt.transformer.ln_f = torch.nn.LayerNorm(32, bias=False)
         case "one matrix more":
             gpt.transformer.h[0].mlp.gate = torch.nn.Linear(32, 128)
     save_model(gpt, NO_TEXT, tmp_path)
