@@ -183,13 +183,14 @@ def optimizers_picture(log, adamw, entropy):
     """Held-out loss over entropy: the run, and AdamW at several rates {rate: [(step, loss)]}."""
     fig, axis = plt.subplots()
     steps, losses = curve(log, "val_loss")
+    title = f"In {steps[-1]} steps Muon has learned to copy, and AdamW hasn't"
     axis.plot(steps, np.array(losses) / entropy, "o-", color=BLUE, label="Muon, and AdamW for the rest")
     for (lr, points), style in zip(adamw.items(), ("s:", "^-.", "D--", "v-")):
         steps, losses = zip(*points)
         label = f"AdamW for everything, rate {lr:g}"
         axis.plot(steps, np.array(losses) / entropy, style, color=RED, label=label, markersize=4, alpha=0.7)
     axis.axhline(1, color="black", linestyle="--", label="entropy of the source")
-    axis.set(title="In six hundred steps Muon has learned to copy, and AdamW hasn't", xlabel="step")
+    axis.set(title=title, xlabel="step")
     axis.set_ylabel("held-out loss / entropy")
     axis.legend()
     plt.show()

@@ -71,7 +71,7 @@ def picture(name):
 def show(*functions):
     """Functions as they stand in the scripts."""
     for function in functions:
-        where = Path(inspect.getsourcefile(function)).name
+        where = Path(inspect.getsourcefile(inspect.unwrap(function))).name  # not the decorator's file
         display(Markdown(f"```python\n# {where}\n{inspect.getsource(function)}```"))
 
 
