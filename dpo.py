@@ -20,7 +20,7 @@ one they like better. The pairs are kept in `runs/pretrain/preferences.jsonl`: o
 
     python dpo.py
 
-takes about half a minute on two CPU cores. What you see while it runs, all on held-out pairs:
+takes less than a minute on two CPU cores (AVX2), pairs included. What you see, all on held-out pairs:
     val_loss      falls from log 2 = 0.693; no model can get below the volunteers' own noise
     val_accuracy  share of pairs where the chosen answer has the higher implicit reward β log(π / π_ref);
                   `best_accuracy` is the best that any model could do on these pairs

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+# Networks of a few thousand weights are no quicker on two threads, and two programs at once much slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 

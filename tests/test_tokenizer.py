@@ -73,7 +73,7 @@ def test_ids_without_a_token_decode_to_nothing(tokenizer):
 
 def test_merges_equal_a_slow_reference():
     """Count all pairs of all words anew for every merge."""
-    texts = VERSES + DOUBLED + HARD_TEXT * 2 + random_texts(200, seed=2)
+    texts = VERSES + DOUBLED + HARD_TEXT * 2 + random_texts(60, seed=2)
     counted = Counter(word for text in texts for word in word_pattern().findall(text))
     words = [([data.BYTE_TO_CHAR[b] for b in word.encode()], n) for word, n in counted.items()]
     merges = []
