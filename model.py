@@ -360,7 +360,7 @@ def make_optimizers(model, lr):
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]
     muon = Muon(matrices, lr)
-    adamw = torch.optim.AdamW(others, lr / 2, betas=(0.9, 0.95), weight_decay=0.0)
+    adamw = torch.optim.AdamW(others, lr / 2, betas=(0.9, 0.95), weight_decay=0.0, foreach=True)
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
