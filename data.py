@@ -251,13 +251,11 @@ def word_pattern():
     """
     numeric = filter(str.isnumeric, map(chr, range(0x110000)))
     numerals = [c for c in numeric if unicodedata.category(c) in ("Nl", "No")]
-    runs = itertools.groupby(enumerate(numerals), key=lambda item: ord(item[1]) - item[0])  # of neighbours
-    runs = ([c for _, c in run] for _, run in runs)
-    numerals = "".join(f"{run[0]}-{run[-1]}" for run in runs)  # `re` is slow where it gets 1,131 single signs
-    letter, number = (
-        rf"(?:[a-zA-Z]+|[^\W\d_{numerals}])",
-        rf"[\d{numerals}]",
-    )  # a-z apart: 2 to 4 times faster
+    neighbours = itertools.groupby(enumerate(numerals), key=lambda item: ord(item[1]) - item[0])
+    ranges = ([c for _, c in run] for _, run in neighbours)  # 80, where `re` is slow with 1,131 single signs
+    numerals = "".join(f"{run[0]}-{run[-1]}" for run in ranges)
+    letter = rf"(?:[a-zA-Z]+|[^\W\d_{numerals}])"  # a-z apart: 2 to 4 times as fast
+    number = rf"[\d{numerals}]"
     space, visible, other = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]", r"(?:[^\s\w]|[_\x1c-\x1f])"
     words = rf"'s|'t|'re|'ve|'m|'ll|'d| ?{letter}+| ?{number}+| ?{other}+"
     return re.compile(rf"{words}|{space}+(?!{visible})|{space}+")

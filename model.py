@@ -320,12 +320,11 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     if not self.state[p]:
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                    average = self.state[p]["momentum_buffer"]
-                    average.lerp_(p.grad, 1 - group["momentum"])
-                    p.grad.lerp_(average, group["momentum"])  # Nesterov's: the average as it will be next
-                    by_side[min(p.shape)].append(p)
+                    average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                    ahead = p.grad.lerp(average, group["momentum"])  # Nesterov's: the average one step on
+                    by_side[min(p.shape)].append((p, ahead))
             for some in by_side.values():
-                for p, x in zip(some, orthogonalize([p.grad for p in some])):
+                for (p, _), x in zip(some, orthogonalize([ahead for _, ahead in some])):
                     p.sub_(x, alpha=group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
 
 
@@ -666,7 +665,7 @@ def set_up(args):
     with quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
         if low and (times := slowdown(name)) > 1.5:
             print(
-                f"--dtype bfloat16: products take {times:.0f} times as long here as in float32; leave it out"
+                f"--dtype bfloat16: products take {times:.0f} times as long here as in float32: leave it out"
             )
         try:
             yield torch.device(name)
