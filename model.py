@@ -664,9 +664,7 @@ def set_up(args):
     # Nothing is cached, since the weights change while autocast is on.
     with quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
         if low and (times := slowdown(name)) > 1.5:
-            print(
-                f"--dtype bfloat16: products take {times:.0f} times as long here as in float32: leave it out"
-            )
+            print(f"bfloat16 takes {times:.0f} times as long as float32 here; leave --dtype out")
         try:
             yield torch.device(name)
         except RuntimeError as error:

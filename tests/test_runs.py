@@ -684,7 +684,7 @@ def test_where_bfloat16_is_slower_one_sentence_says_so(home, monkeypatch, speak,
     monkeypatch.setattr(model, "slowdown", lambda device: times)
     options = ["--steps", 1, "--out", "runs/slow-bf16"]
     status, printed, _ = speak("dpo", *options, "--dtype", "bfloat16")
-    assert status == 0 and ("products take 16 times as long here as in float32" in printed) == said
+    assert status == 0 and ("bfloat16 takes 16 times as long as float32 here" in printed) == said
     assert "times as long" not in speak("dpo", *options)[1]
 
 
