@@ -343,6 +343,7 @@ def orthogonalize(matrices):
             G = squares if product is None else product @ squares @ product
             bracket = torch.baddbmm(G, G, G, beta=b, alpha=c)
             bracket.diagonal(dim1=1, dim2=2).add_(a)
+            # The first bracket acts first: the other way round, rounding would grow a hundredfold.
             product = bracket if product is None else bracket @ product
         wide = [p @ x for p, x in zip(product, wide)]
     return [x if x.shape == before.shape else x.T for x, before in zip(wide, matrices)]
