@@ -10,7 +10,7 @@ mean 0 on the pretrained model's own answers. A score above 0 then means "better
 
     python reward.py
 
-takes less than half a minute on two CPU cores, and learns from the same preference file as `dpo.py`. What
+takes half a minute on two CPU cores (AVX2), and learns from the same preference file as `dpo.py`. What
 you see while it runs, all on held-out pairs:
     val_loss      falls from about log 2 = 0.693; no model can get below the volunteers' own noise
     val_accuracy  share of pairs where the chosen answer has the higher score. People make mistakes, so it
