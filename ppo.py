@@ -9,8 +9,8 @@ each token how much reward is still to come. Every iteration has five phases, nu
 
     python ppo.py
 
-takes less than a minute on two CPU cores (AVX2), after `pretrain.py` and `reward.py`. This is textbook PPO
-for language models: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a network of its own.
+takes less than a minute on two cores (AVX2), after `pretrain.py` and `reward.py`. This is textbook PPO for
+language models: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a network of its own.
 Other rewards than a reward model's: `--reward runs/dpo` takes what that language model conceals, its implicit
 reward β log(π_dpo / π_ref), and `--reward judge` what nobody has in real life, a reward that can be checked.
 
