@@ -306,7 +306,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized: a step in which all directions of a matrix count alike (Jordan 2024).
 
     kellerjordan.github.io/posts/muon. `torch.optim.Muon` takes the same steps in bfloat16, which most CPUs
-    have no instructions for: there its products take 16 times as long and more.
+    have no instructions for: there such products take many times as long.
     """
 
     def __init__(self, matrices, lr, momentum=0.95):
@@ -343,7 +343,7 @@ def orthogonalize(matrices):
             G = squares if product is None else product @ squares @ product
             bracket = torch.baddbmm(G, G, G, beta=b, alpha=c)
             bracket.diagonal(dim1=1, dim2=2).add_(a)
-            # The first bracket acts first: the other way round, rounding would grow a hundredfold.
+            # The first bracket must act first: the other way round, rounding made a step five times too long.
             product = bracket if product is None else bracket @ product
         wide = [p @ x for p, x in zip(product, wide)]
     return [x if x.shape == before.shape else x.T for x, before in zip(wide, matrices)]
