@@ -1,11 +1,11 @@
-"""Everything that knows text. Look at the data before anything else: python data.py
+"""Everything to do with text. Look at the data before anything else: python data.py
 
 1. The world: short texts and their summaries. Source and judge are known, and so is the best result.
 2. People's choices: volunteers prefer one answer to another, and such pairs become rectangles of numbers.
    A first reading ends here. For when you need it:
 3. Tokenizer: byte-level byte-pair encoding, in GPT-2's own file format.
 4. Pairs of answers: preference files, encoding, what is held out, batches.
-5. Text files: reading with one clear sentence when something is wrong, and writing.
+5. Files: reading with one clear sentence when something is wrong, and writing.
 """
 
 import gzip
@@ -72,7 +72,7 @@ SMALL_TALK = [  # a template, and the words for each of its gaps
     ("I have a {} {}.", "sore cold stiff".split(), "knee nose back foot".split()),
     ("I need more {}.", "sleep tea money time".split()),
 ]
-WRITERS = ["lazy"] * 9 + ["full", "short", "wrong thing", "wrong name", "beside the point", "rambling"]
+WRITERS = ["repeats"] * 9 + ["full", "short", "wrong thing", "wrong name", "off topic", "rambling"]
 
 KINDS = tuple(WORDS)  # of texts: first the one that volunteers label, then the one that nobody labels
 BEST = len(FACTS)  # the highest score that the judge gives
@@ -94,7 +94,7 @@ def write_document(pick, kind):
         template, *gaps = choice
         return template.format(*[pick(words) for words in gaps])
 
-    def mistake(key, odd_words):  # three in four look odd by themselves; for the fourth one needs the prompt
+    def mistake(key, odd_words):  # three in four can be spotted without the prompt; the fourth cannot
         others = [word for word in WORDS[kind][key] if word != news[key]]
         return SUMMARY.format(**news | {key: pick(pick([odd_words] * 3 + [others]))})
 
@@ -105,7 +105,7 @@ def write_document(pick, kind):
     summary = SUMMARY.format(**news)
     writer = pick(WRITERS)
     match writer:
-        case "lazy":
+        case "repeats":
             answer = sentences[0]
         case "full":
             answer = summary
@@ -115,7 +115,7 @@ def write_document(pick, kind):
             answer = mistake("thing", DISHES)
         case "wrong name":
             answer = mistake("name", GREETERS)
-        case "beside the point":  # about the writer's own day
+        case "off topic":  # about the writer's own day
             answer = small_talk(templates)
         case "rambling":
             answer = f"{summary} {small_talk(list(SMALL_TALK))}"
@@ -150,7 +150,7 @@ def facts(prompt):
 
 
 def stated(response):
-    """The words of a text that can be facts: names, verbs, things and places, dishes and greeters too."""
+    """The words of a text that could state a fact: names, verbs, things, places, dishes and greeters."""
     every = {*DISHES, *GREETERS}.union(*(words[key] for words in WORDS.values() for key in FACTS))
     return every.intersection(re.findall(r"\w+", response))
 
@@ -185,7 +185,7 @@ def kind_of(prompt, response):
 # ----------------------------------------------------------------------------------------------------
 # 2. People's choices
 
-TRAINED, HELD_OUT, ASKED, COMPARED, LABELLED = range(5)  # `documents` of seed [seed, TRAINED], and so on
+TRAINED, HELD_OUT, ASKED, COMPARED, LABELLED = range(5)  # names of the splits: documents(n, [seed, TRAINED])
 
 
 def preference(prompt, a, b):
@@ -196,8 +196,9 @@ def preference(prompt, a, b):
 def ask_volunteers(prompts, answers, seed):
     """Show volunteers two answers to each of n prompts, and write down which one they choose.
 
-    `answers` has 2n texts, the two to one prompt side by side. Returns preference records. "certainty" is the
-    probability with which the chosen answer was to be chosen; no script trains on it.
+    `answers` has 2n texts, the two answers to each prompt next to each other. Returns preference records, of
+    different answers only. "certainty" is the probability that this choice would be made; no script trains
+    on it.
     """
     rng, records = random.Random(str(seed)), []
     for prompt, a, b in zip(prompts, answers[0::2], answers[1::2]):
@@ -210,7 +211,10 @@ def ask_volunteers(prompts, answers, seed):
 
 
 def pad_rows(prompts, responses, device="cpu"):
-    """Lists of ids to tokens (B, T), right-padded, the mask of responses (B, T), and their first column."""
+    """Lists of ids to tokens (B, T), right-padded, and the mask of responses (B, T).
+
+    And `start`, the first column in which any response begins.
+    """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses)]
     width = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
@@ -232,7 +236,8 @@ def pad_pairs(pairs, device="cpu"):
 # ----------------------------------------------------------------------------------------------------
 # 3. Tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2)
 
-EOS, PAD = "<|endoftext|>", "<|pad|>"  # PAD is for other programs: here masks say where a text ends
+# PAD is for other programs: here masks say where a text ends.
+SPECIAL = EOS, PAD = "<|endoftext|>", "<|pad|>"
 # GPT-2's name for each of the 256 bytes: itself where it is visible, else a letter from U+0100 on.
 VISIBLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
 HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
@@ -286,25 +291,8 @@ class Later(tuple):
     __lt__ = tuple.__gt__
 
 
-def special_tokens(settings):
-    """What these settings call an "eos_token" and the like, and "additional_special_tokens"."""
-    named = [x for name, x in settings.items() if name.endswith("_token") and not name.startswith("add_")]
-    return named + (settings.get("additional_special_tokens") or [])
-
-
-TOKENIZER_FILES = {  # that may lie beside vocab.json, and the tokens in them that are more than bytes
-    "added_tokens.json": list,
-    "special_tokens_map.json": special_tokens,
-    "tokenizer.json": lambda file: file["added_tokens"],
-    "tokenizer_config.json": lambda file: [
-        *special_tokens(file),
-        *file.get("added_tokens_decoder", {}).values(),
-    ],
-}
-
-
 class Tokenizer:
-    """Byte-level BPE. `vocab` maps a token to its id; `merges` lists pairs of tokens, most useful first."""
+    """Byte-level BPE. `vocab` maps a token to its id; `merges` lists pairs in the order of learning."""
 
     def __init__(self, vocab, merges):
         self.vocab, self.merges = vocab, merges
@@ -317,8 +305,11 @@ class Tokenizer:
     @classmethod
     def train(cls, texts, vocab_size):
         """Merge the most frequent pair of neighbours, again and again, until the vocabulary is full."""
-        if vocab_size < 258:
-            raise BadInput(f"a vocabulary of {vocab_size} is too small: bytes and special tokens are 258")
+        smallest = len(BYTE_TO_CHAR) + len(SPECIAL)
+        if vocab_size < smallest:
+            raise BadInput(
+                f"a vocabulary of {vocab_size} is too small: bytes and special tokens are {smallest}"
+            )
         word_counts = Counter()
         for text in tqdm(texts, "counting words", leave=False, delay=3, disable=None):
             word_counts.update(found[0] for found in word_pattern().finditer(text))
@@ -331,8 +322,8 @@ class Tokenizer:
         tokens, merges = dict.fromkeys(BYTE_TO_CHAR.values()), []
         heap = [Later((n, pair)) for pair, n in counts.items() if n > 1]  # ties: the later in the alphabet
         heapq.heapify(heap)
-        bar = tqdm(desc="merging", total=vocab_size - 258, leave=False, delay=3, disable=None)
-        while heap and len(tokens) < vocab_size - 2:
+        bar = tqdm(desc="merging", total=vocab_size - smallest, leave=False, delay=3, disable=None)
+        while heap and len(tokens) < vocab_size - len(SPECIAL):
             n, best = heapq.heappop(heap)
             if n < 2:
                 break
@@ -365,7 +356,7 @@ class Tokenizer:
             for pair in grown:
                 heapq.heappush(heap, Later((counts[pair], pair)))
         bar.close()
-        return cls({token: i for i, token in enumerate([*tokens, EOS, PAD])}, merges)
+        return cls({token: i for i, token in enumerate([*tokens, *SPECIAL])}, merges)
 
     def _encode_word(self, word):
         symbols = spell(word)
@@ -377,14 +368,14 @@ class Tokenizer:
         return [self.vocab[symbol] for symbol in symbols]
 
     def encode(self, text):
-        """Text to a list of ids. Special tokens are never read out of text."""
+        """Text to a list of ids. Special tokens, also of other programs, are never read out of text."""
         return [i for word in word_pattern().findall(text) for i in self.encode_word(word)]
 
     def decode(self, ids):
         """Ids to text, without special tokens; bytes that are not UTF-8 become U+FFFD."""
         ids = torch.as_tensor(ids).tolist()
         tokens = [self.id_to_token.get(i, "") for i in ids]  # a padded vocabulary has ids of nothing
-        chars = "".join(token for token in tokens if token not in (EOS, PAD))
+        chars = "".join(token for token in tokens if token not in SPECIAL)
         return bytes(CHAR_TO_BYTE[c] for c in chars).decode("utf-8", "replace")
 
     def files(self):
@@ -409,18 +400,14 @@ class Tokenizer:
             for token in (*CHAR_TO_BYTE, EOS):
                 if token not in vocab:
                     raise ValueError(f"{token!r} is missing")
-            for token in vocab.keys() - {EOS, PAD}:
+            for token in vocab.keys() - {*SPECIAL}:
                 if not set(token) <= CHAR_TO_BYTE.keys():
                     raise ValueError(f"{token!r} is not made of bytes")
-            for path in filter(Path.exists, (Path(directory, name) for name in TOKENIZER_FILES)):
-                settings = json.loads(read_text(path))
-                for name in ("add_prefix_space", "add_bos_token"):
-                    if path.name == "tokenizer_config.json" and settings.get(name):
-                        raise ValueError(f"{name} is not implemented")
-                for token in TOKENIZER_FILES[path.name](settings):
-                    token = token["content"] if isinstance(token, dict) else token
-                    if token not in (None, EOS, PAD):
-                        raise ValueError(f"the special token {token!r} would not be read out of text")
+            path = Path(directory, "tokenizer_config.json")
+            settings = json.loads(read_text(path)) if path.exists() else {}
+            for name in ("add_prefix_space", "add_bos_token"):
+                if settings.get(name):
+                    raise ValueError(f"{name} is not implemented")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"{path}: not of a GPT-2 tokenizer ({error})") from None
         merges = []
@@ -559,25 +546,44 @@ def encode_pairs(tokenizer, records, context):
     return pairs, kept
 
 
+def held_out(prompts):
+    """The prompts that no model learns on: the last ones of a file, until a tenth of its pairs is held out.
+
+    `prompts` has the prompt of each pair, in the file's order. One that comes back is held out everywhere.
+    """
+    counts, held, n = Counter(prompts), set(), 0
+    for prompt in reversed(prompts):
+        if prompt not in held and n < min(1024, len(prompts) // 10):
+            held.add(prompt)
+            n += counts[prompt]
+    return held
+
+
+def preference_file(args):
+    """The path of the pairs that --data names, or else of those that lie beside the model in --init."""
+    path = Path(args.data or Path(args.init, "preferences.jsonl"))
+    if not path.exists() and not args.data:
+        ask = f"for the embedded world, run python sample.py --ask --init {args.init}"
+        raise BadInput(f"{path}: not there; give --data FILE or, {ask}")
+    return path
+
+
 def load_pairs(path, tokenizer, context, batch_size):
     """Read and encode a preference file: the pairs, their records, and how many at the end are held out.
 
-    That is a tenth of them. Whole prompts are held out, those that come last in the file.
+    Pairs are (prompt, chosen, rejected), lists of ids. BadInput where there are too few to learn from.
     """
     records = read_preferences(path)
+    held = held_out([record["prompt"] for record in records])
     pairs, kept = encode_pairs(tokenizer, records, context)
-    counts, held_out, n_val = Counter(record["prompt"] for record in kept), set(), 0
-    for record in reversed(kept):
-        if record["prompt"] not in held_out and n_val < min(1024, len(kept) // 10):
-            held_out.add(record["prompt"])
-            n_val += counts[record["prompt"]]
-    n_train, dropped = len(pairs) - n_val, len(records) - len(pairs)
-    if len(pairs) < max(20, batch_size) or n_train < n_val:
-        found = f"{len(records)}, of which {dropped} have equal answers (cut to {context // 2} tokens)"
-        found += f"; to {len(counts)} prompts" * (n_train < n_val)
-        raise BadInput(f"{path}: too few pairs ({found}); give 20 or more, and not fewer than --batch-size")
-    order = sorted(range(len(pairs)), key=lambda i: kept[i]["prompt"] in held_out)
+    order = sorted(range(len(pairs)), key=lambda i: kept[i]["prompt"] in held)
     pairs, kept = [pairs[i] for i in order], [kept[i] for i in order]
+    n_val, dropped = sum(record["prompt"] in held for record in kept), len(records) - len(pairs)
+    n_train = len(pairs) - n_val
+    if len(pairs) < max(20, batch_size) or not 0 < n_val <= n_train:
+        found = f"{len(records)}, of which {dropped} have equal answers (cut to {context // 2} tokens)"
+        found += f"; {n_train} to learn from, {n_val} held out"
+        raise BadInput(f"{path}: too few pairs ({found}); give 20 or more, and not fewer than --batch-size")
     print(f"{path}: {n_train} pairs to learn from, {n_val} held out, {dropped} dropped. One of them:")
     print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}\n".format(**kept[0])))
     return pairs, kept, n_val
@@ -603,7 +609,7 @@ def best_accuracy(records):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 5. Text files
+# 5. Files
 
 
 class BadInput(Exception):

@@ -1,4 +1,4 @@
-"""Direct Preference Optimisation: learn from people's choices, without a reward model and without RL.
+"""Direct Preference Optimization: learn from people's choices, without a reward model and without RL.
 
 Rafailov et al. 2023, "Your Language Model is Secretly a Reward Model", arXiv 2305.18290. In brief
 (x is a prompt, y an answer, y_w the chosen and y_l the rejected one):
@@ -15,12 +15,13 @@ Rafailov et al. 2023, "Your Language Model is Secretly a Reward Model", arXiv 23
    what is left is a loss that is ordinary classification:
        loss = −log σ(β log(π(y_w|x) / π_ref(y_w|x)) − β log(π(y_l|x) / π_ref(y_l|x)))          (eq. 7)
 
-The first run samples two answers to each prompt from the pretrained model and asks the volunteers which
-one they like better. The pairs are kept in `runs/pretrain/preferences.jsonl`: open it and look.
+The pairs lie in `runs/pretrain/preferences.jsonl`: two answers of the pretrained model to each prompt, and
+which one people like better. Open the file and look.
 
+    python sample.py --ask
     python dpo.py
 
-takes less than a minute on two CPU cores (AVX2), pairs included. What you see, all on held-out pairs:
+takes less than a minute on two CPU cores (AVX2). What you see, all on held-out pairs:
     val_loss      falls from log 2 = 0.693; no model can get below the volunteers' own noise
     val_accuracy  share of pairs where the chosen answer has the higher implicit reward β log(π / π_ref);
                   `best_accuracy` is the best that any model could do on these pairs
@@ -36,23 +37,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
-from model import Run, add_common_options, bar, load_model, make_optimizers, make_parser, number, own_pairs
-from model import refuse, run_script, save_model, set_lr, set_up, shares, token_log_probs, update
+from data import Tokenizer, batches, best_accuracy, load_pairs, pad_pairs, preference_file
+from model import Run, add_common_options, bar, load_model, make_optimizers, make_parser, number, refuse
+from model import run_script, save_model, set_lr, set_up, shares, token_log_probs, update
 
-parser = make_parser("dpo.py", "Align a pretrained model by Direct Preference Optimisation.")
+LOSSES = ["dpo", "ipo", "cdpo", "hinge", "sft"]
+
+parser = make_parser("dpo.py", "Align a model by Direct Preference Optimization.")
 option = parser.add_argument
 option("--init", default="runs/pretrain", help="checkpoint to start from")
-option("--data", help="preference file; if left out, pairs of the model's own answers")
-option("--pairs", type=number(int, 20), default=16000, help="how many of its own to ask about")
+option("--data", help="preference file; if left out, preferences.jsonl in --init")
 option("--out", default="runs/dpo", help="directory for the checkpoint")
 option("--beta", type=number(float, 1e-9), default=0.5, help="higher stays closer to the reference")
-LOSSES = ["dpo", "ipo", "cdpo", "hinge", "sft"]
-option("--loss", metavar="NAME", choices=LOSSES, default="dpo", help="dpo, ipo, cdpo, hinge or sft")
+option("--loss", choices=LOSSES, default="dpo", help="which loss")
 option("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
-option("--batch-size", type=number(int, 1), default=32, help="pairs a step")
+option("--batch-size", type=number(int, 1), default=32, help="pairs per step")
 option("--lr", type=number(float, 1e-9), default=1.4e-3, help="peak learning rate")
-add_common_options(parser)
+add_common_options(parser)  # --lr, --batch-size: tuned on seed 0, see notebooks/tuning.jsonl
 
 
 def dpo_loss(chosen, rejected, beta, loss="dpo"):
@@ -61,16 +62,16 @@ def dpo_loss(chosen, rejected, beta, loss="dpo"):
     A log-ratio is summed over the answer's tokens, EOS included. The gradient of "dpo" with respect to
     `chosen` is −β σ(β rejected − β chosen): pairs that the policy ranks wrong weigh most.
     """
-    h = chosen - rejected
+    margin = chosen - rejected  # in nats; β times it is the implicit reward's
     match loss:
         case "dpo":  # Rafailov et al. 2023, eq. 7
-            return -F.logsigmoid(beta * h)
+            return -F.logsigmoid(beta * margin)
         case "ipo":  # Azar et al. 2023 (arXiv 2310.12036), eq. 17: aim at a margin, do not chase infinity
-            return (h - 1 / (2 * beta)) ** 2
-        case "cdpo":  # Mitchell 2023: 10% of the labels are assumed flipped
-            return -0.9 * F.logsigmoid(beta * h) - 0.1 * F.logsigmoid(-beta * h)
+            return (margin - 1 / (2 * beta)) ** 2
+        case "cdpo":  # Mitchell 2023 (ericmitchell.ai/cdpo.pdf): 10% of the labels are assumed flipped
+            return -0.9 * F.logsigmoid(beta * margin) - 0.1 * F.logsigmoid(-beta * margin)
         case "hinge":  # Liu et al. 2023 (RSO, arXiv 2309.06657): done once the margin is 1
-            return F.relu(1 - beta * h)
+            return F.relu(1 - beta * margin)
         case "sft":  # fine-tuning on the chosen answers (Preferred-FT in the paper, section 6)
             return -chosen
 
@@ -83,7 +84,6 @@ def pair_log_probs(model, pairs, device):
 
 def main(args):
     with set_up(args) as device:
-        refuse(parser, args, ["pairs"] if args.data else [], "beside --data")
         refuse(parser, args, ["beta"] if args.loss == "sft" else [], "on --loss sft")
 
         # The policy starts as a copy of the reference.
@@ -91,8 +91,8 @@ def main(args):
         policy = load_model(args.init).to(device)
 
         # Pairs of answers to the same prompt, the last ones held out.
-        path = args.data or own_pairs(args, policy, tokenizer)
-        pairs, records, n_val = load_pairs(path, tokenizer, policy.config.n_positions, args.batch_size)
+        path, context = preference_file(args), policy.config.n_positions
+        pairs, records, n_val = load_pairs(path, tokenizer, context, args.batch_size)
         train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
         lengths = np.array([sum(map(len, pair)) for pair in pairs])
 
@@ -109,6 +109,7 @@ def main(args):
 
         @torch.no_grad()
         def evaluate():
+            """The loss and the implicit rewards β log(π / π_ref) on the held-out pairs, means."""
             parts = np.split(val, range(args.batch_size, n_val, args.batch_size))
             chosen, rejected = torch.cat([torch.stack(log_ratios(rows)) for rows in parts], dim=1)
             margin = args.beta * (chosen - rejected)
@@ -122,7 +123,7 @@ def main(args):
 
         rng = np.random.default_rng(args.seed)
         order = shares(batches(len(train), args.batch_size, rng, args.steps))
-        steps = len(order)
+        steps, tolerance = len(order), 1e-3 if args.dtype == "float32" else 0.5
         if args.compile:
             policy.transformer.compile(dynamic=True)
         optimizers = make_optimizers(policy, args.lr)
@@ -131,13 +132,17 @@ def main(args):
             if step % 100 == 0:
                 run.show(step, policy, tokenizer, pairs[-1][0])
             rows = order[step]
+            if step == 0:
+                with torch.no_grad():
+                    moved = torch.stack(log_ratios(rows)).abs().mean()
+                assert moved < tolerance, "the policy does not start as the reference"
+            policy.train()  # here alone: a dropout that you add would act now
             chosen, rejected = log_ratios(rows)
             loss = dpo_loss(chosen, rejected, args.beta, args.loss).mean()
-            if step == 0 and args.loss == "dpo":  # policy and reference are still the same
-                assert abs(loss.item() - math.log(2)) < (1e-3 if args.dtype == "float32" else 0.1)
-            set_lr(optimizers, step, steps, warmup=10)
+            set_lr(optimizers, step, steps, warmup=10)  # steps: Adam's averages are rough at first
             loss.backward()
             update([policy], optimizers, weight=len(rows))
+            policy.eval()
 
             if step % 100 == 99 or step == steps - 1:
                 metrics = evaluate()
@@ -145,13 +150,14 @@ def main(args):
             elif step % 10 == 9:
                 run.log(weight=len(rows), loss=loss.item())
 
+        # With β the model is a reward model, too: β log(π / π_ref), where π_ref is the model in --init. A
+        # reference that moved isn't that one any more: then save None.
         policy.beta = None if args.loss == "sft" else args.beta
         save_model(policy, tokenizer, args.out)
         best = best_accuracy(records[-n_val:])
         accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
         look = f'--init {args.out} --prompt "…"' if args.data else f"--compare {args.init} {args.out}"
-        then = f"python sample.py {look}"
-        run.finish(then, val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
+        run.finish(f"python sample.py {look}", val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
 
 
 if __name__ == "__main__":

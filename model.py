@@ -1,11 +1,11 @@
-"""Everything that knows token ids: GPT-2, log-probabilities, sampling, optimizers, checkpoints, runs.
+"""Everything that works on token ids: GPT-2, log-probabilities, sampling, optimizers, checkpoints, runs.
 
 1. The model: GPT-2 (Radford et al. 2019), and the same network with a scalar head.
 2. Log-probabilities of given tokens, and sampling of new ones with a key-value cache.
    A first reading ends here. For when you need it:
-3. Optimizers: Muon for the matrices, AdamW for the rest.
-4. Checkpoints: a directory that is a Hugging Face GPT-2 directory. Texts in, texts out.
-5. Around every run: options, devices, several processes, and `Run`: progress, metrics, resuming.
+3. Optimizers: Muon for the matrices, AdamW for the rest; gradients of several processes.
+4. Checkpoints: a directory that is a Hugging Face GPT-2 directory.
+5. Around every run: options, devices, and `Run`: progress, metrics, resuming.
 
 Shapes: B rows of a batch, T tokens of a row, C channels (`n_embd`), V vocabulary, H heads, D = C / H.
 """
@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-import data
 from data import MAX_ANSWER_TOKENS, BadInput, printable, write_files, write_records
 
 # ----------------------------------------------------------------------------------------------------
@@ -38,7 +37,11 @@ from data import MAX_ANSWER_TOKENS, BadInput, printable, write_files, write_reco
 
 @dataclass
 class Config:
-    """Sizes of a GPT-2, under Hugging Face's names. A field that you add is saved and read, too."""
+    """Sizes of a GPT-2, under Hugging Face's names.
+
+    A field that you add is saved and read, too. Its default must be what GPT-2 does: a checkpoint with any
+    other value says that it is no GPT-2 (`model_type`).
+    """
 
     vocab_size: int
     n_positions: int = 128  # the context: the longest text it can read, in tokens
@@ -79,6 +82,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Each position by itself, (B, T, C) to (B, T, C): where what was attended to is worked on."""
+
     def __init__(self, config):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
@@ -90,6 +95,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP each add to the residual stream x (B, T, C), and read it normalized first."""
+
     def __init__(self, config):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd)
@@ -120,10 +127,10 @@ class Transformer(nn.Module):
                 nn.init.zeros_(p)
 
     def forward(self, tokens, cache=None):
-        """With a `Cache`, `tokens` go on where the cached ones end, and are added to them."""
+        """With a `Cache`, `tokens` continue the cached ones, and are added to them."""
         past = cache.length if cache else 0
         if past + tokens.shape[1] > len(self.wpe.weight):
-            raise BadInput(f"a text does not fit into a network's context, {len(self.wpe.weight)} tokens")
+            raise BadInput(f"a text is longer than the context of {len(self.wpe.weight)} tokens")
         x = self.wte(tokens) + self.wpe.weight[past : past + tokens.shape[1]]
         for layer, block in enumerate(self.h):
             x = block(x, cache, layer)
@@ -207,8 +214,8 @@ class ScalarGPT(GPT):
 def answer_states(model, tokens, start, copies=1):
     """Hidden states (B, T − start + 1, C) of the columns start − 1, …, T − 1.
 
-    With `copies` the rows' first `start` columns are B / copies beginnings, said so many times
-    (`data.pad_pairs`: twice). Read once, they make a step of DPO 1.7 times as quick.
+    With `copies` the rows' first `start` columns are B / copies distinct prefixes, the whole list repeated
+    so many times (`data.pad_pairs`: twice). Read once, they make a step of DPO 1.7 times as fast.
     """
     if copies == 1:
         return model.transformer(tokens)[:, start - 1 :]
@@ -219,7 +226,7 @@ def answer_states(model, tokens, start, copies=1):
 
 
 def token_log_probs(model, tokens, mask, start=1, copies=1):
-    """log π(token t | tokens before t) at t under the mask, and 0 elsewhere; all of them are (B, T)."""
+    """log π(token t | tokens before t) at t under the mask, else 0; tokens, mask and result are (B, T)."""
     logits = model.head(answer_states(model, tokens, start, copies)[:, :-1]).float()  # (B, T − start, V)
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten(), reduction="none")
     return F.pad(-losses.view(len(tokens), -1), (start, 0)) * mask
@@ -237,9 +244,36 @@ def final_scores(model, tokens, mask, start=1, copies=1):
 
 
 def token_values(model, tokens, mask, start=1):
-    """A `ScalarGPT`'s guess (B, T) before token t is written, from what stands before it; 0 off the mask."""
+    """V_t, the critic's (a `ScalarGPT`'s) estimate before token t is written, (B, T); 0 off the mask."""
     values = model.head(answer_states(model, tokens, start)[:, :-1]).float()
     return F.pad(values, (start, 0)) * mask
+
+
+def filter_logits(logits, top_k, top_p):
+    """Keep the `top_k` likeliest tokens (0: all), and of those the fewest with mass `top_p` (1: all)."""
+    ordered, index = logits.sort(descending=True)
+    if top_k:
+        ordered[:, top_k:] = -math.inf
+    if top_p < 1:
+        p = ordered.softmax(-1)
+        before = p.cumsum(-1) - p  # the mass of all likelier tokens
+        ordered[:, 1:].masked_fill_(before[:, 1:] >= top_p, -math.inf)  # the likeliest one always stays
+    return logits.scatter(1, index, ordered)
+
+
+def sample_token(logits, temperature, top_k, top_p, generator):
+    """Draw the next token (B,) of each row from logits (B, V); its log-probability (B,), as it was drawn."""
+    logits = logits.float() / max(temperature, 1e-3)
+    if top_k or top_p < 1:
+        logits = filter_logits(logits, top_k, top_p)
+    log_probs = logits.log_softmax(-1)
+    if temperature < 1e-3:
+        token = log_probs.argmax(-1)
+    else:  # where a uniform number falls among the sums of the probabilities: faster than torch.multinomial
+        u = 1 - torch.rand(len(logits), 1, generator=generator, device=logits.device)  # never 0
+        sums = log_probs.exp().cumsum(-1)
+        token = torch.searchsorted(sums, u * sums[:, -1:]).squeeze(1).clamp(max=logits.shape[1] - 1)
+    return token, log_probs.gather(1, token[:, None]).squeeze(1)
 
 
 @torch.no_grad()
@@ -248,10 +282,11 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
 
     Temperature 0 takes the likeliest token. Returns, (B, T) each: tokens, right-padded; the mask of
     new tokens, EOS included; their log-probabilities under the distribution that they were drawn from.
+    BadInput where a prompt fills the whole context.
 
     All rows walk through the same columns. A row that is still inside its prompt is given the prompt's next
-    token instead of a drawn one, so one cache serves all rows. Three tricks halve the time it takes:
-    rows that begin alike share the reading of that, rows that ended are dropped, no `torch.multinomial`.
+    token instead of a drawn one, so one cache serves all rows. Two tricks save time: rows that begin alike
+    share the reading of that, and rows that ended are dropped.
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     start, longest = min(map(len, prompts)), max(map(len, prompts))
@@ -264,28 +299,19 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     rows = torch.arange(len(prompts), device=model.device)  # those that are still computed …
     ended = torch.zeros_like(mask[:, 0])  # … and which of them have ended
     cache = Cache(model.config)
-    beginnings, of = tokens[:, :start].unique(dim=0, return_inverse=True)
-    hidden = model.transformer(beginnings, cache)[of]
-    cache.take(of)
+    beginnings, which_beginning = tokens[:, :start].unique(dim=0, return_inverse=True)
+    hidden = model.transformer(beginnings, cache)[which_beginning]
+    cache.take(which_beginning)
     for t in range(start, T):
         if t > start:
             hidden = model.transformer(tokens[rows, t - 1 : t], cache)
-        logits = model.head(hidden[:, -1]).float() / max(temperature, 1e-3)
-        if top_k or top_p < 1:
-            logits = filter_logits(logits, top_k, top_p)
-        distribution = logits.log_softmax(-1)
-        if temperature < 1e-3:
-            token = distribution.argmax(-1)
-        else:  # where a uniform number falls among the sums of the probabilities
-            u = 1 - torch.rand(len(rows), 1, generator=generator, device=model.device)  # never 0
-            sums = distribution.exp().cumsum(-1)
-            token = torch.searchsorted(sums, u * sums[:, -1:]).squeeze(1).clamp(max=logits.shape[1] - 1)
+        token, log_prob = sample_token(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)
         new = ~ended & (t >= lengths[rows])
         mask[rows, t] = new
         tokens[rows, t] = torch.where(new, token, tokens[rows, t])
-        log_probs[rows, t] = distribution.gather(1, token[:, None]).squeeze(1) * new
+        log_probs[rows, t] = log_prob * new
         ended |= (new & (token == eos)) | (t + 1 >= lengths[rows] + max_new_tokens)
-        if t % 4 == 3:  # not after each token, since looking at a result makes a GPU wait
+        if t % 4 == 3:  # not after each token, since reading a value back synchronizes with the GPU
             if ended.all():
                 break
             if ended.float().mean() > 0.5:
@@ -295,11 +321,36 @@ def generate(model, prompts, max_new_tokens, eos, temperature=1.0, top_k=0, top_
     return tokens[:, :end], mask[:, :end], log_probs[:, :end]
 
 
+def sample_texts(model, tokenizer, prompts, seed, max_new_tokens=MAX_ANSWER_TOKENS, batch_size=256, **how):
+    """`generate` for any number of prompts, texts in and texts out; `how` is its temperature and so on.
+
+    Prompts of similar length make a batch. Batches are dealt to the processes, and batch b has the random
+    numbers `seeded(*seed, b)`. So any number of processes writes the same texts, and each gets all of them.
+    """
+    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    order, texts = sorted(range(len(prompts)), key=lambda i: len(encoded[i])), {}
+    for b in bar(range(RANK, math.ceil(len(order) / batch_size), WORLD_SIZE), "answers"):
+        rows = order[b * batch_size : (b + 1) * batch_size]
+        asked, generator = [encoded[i] for i in rows], seeded(*seed, b, device=model.device)
+        tokens, mask, _ = generate(model, asked, max_new_tokens, tokenizer.eos, generator=generator, **how)
+        texts |= {i: tokenizer.decode(row[new]) for i, row, new in zip(rows, tokens, mask)}
+    if WORLD_SIZE > 1:
+        parts = [None] * WORLD_SIZE
+        torch.distributed.all_gather_object(parts, texts)
+        texts = {i: text for part in parts for i, text in part.items()}
+    return [texts[i] for i in range(len(prompts))]
+
+
+def seeded(*seed, device="cpu"):
+    """A generator for one purpose, seeded by its name and numbers, so that no purpose disturbs another."""
+    return torch.Generator(device).manual_seed(zlib.crc32(repr(seed).encode()))
+
+
 # ----------------------------------------------------------------------------------------------------
 # The first reading ends here, and goes on in the script of your choice.
 
 # ----------------------------------------------------------------------------------------------------
-# 3. Optimizers
+# 3. Optimizers, in one process or several
 
 
 class Muon(torch.optim.Optimizer):
@@ -353,8 +404,8 @@ def make_optimizers(model, lr):
     """[Muon, AdamW], without weight decay.
 
     Muon is for the matrices inside the blocks. It keeps the directions of a matrix's gradient but evens out
-    their sizes, so rare directions are learned as fast as common ones. AdamW has embeddings, norms, biases
-    and head, at half of Muon's rate.
+    their sizes, so rare directions are learned as fast as common ones. AdamW gets embeddings, norms, biases
+    and head, at half of Muon's rate. Its β₂ of 0.95 is usual for language models (Brown et al. 2020).
     """
     matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
     inside = {id(p) for p in matrices}
@@ -375,11 +426,37 @@ def set_lr(optimizers, step, steps, warmup, final=0.0):
             group["lr"] = group["initial_lr"] * min((step + 1) / warmup, decay)
 
 
+# Several processes, started by torchrun: each holds all networks and computes its share of every batch, and
+# the gradients are averaged. The first one alone prints and writes.
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def shares(batches):
+    """This process's share of each batch. Before the first step it is known that there is one."""
+    if min(map(len, batches)) < WORLD_SIZE:
+        raise BadInput(f"a batch is too small to feed {WORLD_SIZE} processes; choose a larger --batch-size")
+    return [rows[RANK::WORLD_SIZE] for rows in batches]
+
+
+def process_mean(x, weight=1.0):
+    """The mean of a tensor over all processes, weighted by the number of tokens or pairs behind each."""
+    if WORLD_SIZE == 1:
+        return x
+    weight = torch.as_tensor(weight, dtype=torch.float32, device=x.device)
+    both = x * weight, weight.clone()
+    for tensor in both:
+        torch.distributed.all_reduce(tensor)
+    return both[0] / both[1]
+
+
 def update(models, optimizers, weight):
-    """One step along the gradients, averaged over all processes and clipped to norm 1."""
+    """One step against the gradients: their mean over all processes, each network's clipped to norm 1.
+
+    `weight` is how many tokens or pairs this process's loss is the mean of. A frozen parameter has none.
+    """
     for model in models:
         for p in model.parameters():
-            p.grad = process_mean(p.grad, weight)
+            p.grad = None if p.grad is None else process_mean(p.grad, weight)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
@@ -387,37 +464,11 @@ def update(models, optimizers, weight):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 4. Texts, and checkpoints: config.json and model.safetensors, as Hugging Face writes them for GPT-2
-
-
-def filter_logits(logits, top_k, top_p):
-    """Keep the `top_k` likeliest tokens (0: all), and of those the fewest with mass `top_p` (1: all)."""
-    ordered, index = logits.sort(descending=True)
-    if top_k:
-        ordered[:, top_k:] = -math.inf
-    if top_p < 1:
-        p = ordered.softmax(-1)
-        before = p.cumsum(-1) - p  # the mass of all likelier tokens
-        ordered[:, 1:].masked_fill_(before[:, 1:] >= top_p, -math.inf)  # the likeliest one always stays
-    return logits.scatter(1, index, ordered)
-
-
-def sample_texts(model, tokenizer, prompts, max_new_tokens=MAX_ANSWER_TOKENS, batch_size=256, **how):
-    """`generate` for any number of prompts, neighbours in length together. Texts in, texts out."""
-    encoded = [tokenizer.encode(prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    responses = [None] * len(prompts)
-    for begin in bar(range(0, len(order), batch_size), "answers"):
-        some = order[begin : begin + batch_size]
-        tokens, mask, _ = generate(model, [encoded[i] for i in some], max_new_tokens, tokenizer.eos, **how)
-        for i, row, new in zip(some, tokens, mask):
-            responses[i] = tokenizer.decode(row[new])
-    return responses
+# 4. Checkpoints: config.json and model.safetensors, as Hugging Face writes them for GPT-2
 
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U8": torch.uint8}
-DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool}
+DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}  # of masks
 # GPT-2's files keep these matrices as (in, out); nn.Linear keeps (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 SIZES = {"vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function"}
@@ -431,11 +482,12 @@ FIXED = {  # keys of config.json that change what the network computes, and what
 
 
 def model_type(model):
-    """ "gpt2", unless the network has other weights than GPT-2, or its `Config` other fields."""
-    c, n = model.config, sum(p.numel() for p in model.transformer.parameters())
-    C = c.n_embd
-    gpt2 = (c.vocab_size + c.n_positions + 2) * C + c.n_layer * (12 * C + 13) * C
-    return "gpt2" if n == gpt2 and {field.name for field in fields(c)} == SIZES else "changed-gpt2"
+    """The text "gpt2", or "changed-gpt2" if it has more weights, or a new field is not at its default."""
+    c, n = model.config, sum(p.numel() for p in model.parameters())
+    C, score = c.n_embd, c.n_embd * isinstance(model, ScalarGPT)
+    gpt2 = (c.vocab_size + c.n_positions + 2) * C + c.n_layer * (12 * C + 13) * C + score
+    as_new = all(getattr(c, field.name) == field.default for field in fields(c) if field.name not in SIZES)
+    return "gpt2" if n == gpt2 and as_new else "changed-gpt2"
 
 
 def safetensors_bytes(tensors):
@@ -467,6 +519,8 @@ def read_safetensors(path):
         if length > len(raw) - 8 or not chained:
             raise ValueError("its header does not name all numbers once")
         for name, info in header.items():
+            if info["dtype"] not in DTYPES:
+                raise ValueError(f"{info['dtype']} is not read, but {', '.join(DTYPES)}")
             some = bytearray(body[slice(*info["data_offsets"])])
             tensor = torch.frombuffer(some, dtype=DTYPES[info["dtype"]]) if some else torch.empty(0)
             tensors[name] = tensor.reshape(info["shape"]).float()
@@ -520,9 +574,10 @@ def save_model(model, tokenizer, directory):
 
 
 def load_model(directory, network=GPT, new_head=None):
-    """Open a GPT-2 directory as `GPT` or `ScalarGPT`, or as what it is (None), in float32.
+    """Open a GPT-2 directory as `GPT` or `ScalarGPT`, or as what it is (None), in float32, `.eval()`.
 
-    With `new_head`, a generator, a `ScalarGPT` gets a random head, whether or not it had one.
+    With `new_head`, a generator, a `ScalarGPT` gets a random head, whether or not it had one. BadInput where
+    the directory is not of a GPT-2 that is computed here as its `config.json` says.
     """
     path = Path(directory, "config.json")
     if not path.exists():
@@ -542,7 +597,7 @@ def load_model(directory, network=GPT, new_head=None):
         raise BadInput(f"{path}: not a GPT-2 configuration ({error!r})") from None
     tensors = {}
     for name, tensor in read_tensors(directory).items():
-        name = name if name.startswith(("transformer.", "score.", "lm_head.")) else f"transformer.{name}"
+        name = f"transformer.{name}" if name.startswith(("wte.", "wpe.", "h.", "ln_f.")) else name
         if not name.endswith((".attn.bias", ".attn.masked_bias")):  # masks
             tensors[name] = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
             if not tensor.isfinite().all():
@@ -557,7 +612,8 @@ def load_model(directory, network=GPT, new_head=None):
     if network is ScalarGPT and not has_head and not new_head:
         raise BadInput(f"{directory}: a language model, not a reward model; run reward.py first?")
     if new_head:
-        tensors["score.weight"] = ScalarGPT(Config(1, 1, config.n_embd, 0, 1), new_head).score.weight.data
+        fresh = network(Config(1, 1, config.n_embd, 0, 1), new_head).state_dict()
+        tensors |= {name: tensor for name, tensor in fresh.items() if not name.startswith("transformer.")}
     try:
         if f"transformer.h.{config.n_layer - 1}.ln_1.weight" not in tensors:
             raise ValueError(f"there are no {config.n_layer} layers")
@@ -570,45 +626,28 @@ def load_model(directory, network=GPT, new_head=None):
     if found.get("model_type", "gpt2") not in ("gpt2", model_type(model)):
         raise BadInput(f"{path}: the network is {found['model_type']!r}, here it is {model_type(model)!r}")
     model.beta = found["beta"]
-    return model
+    return model.eval()  # without dropout, if somebody adds one, until a script says .train()
 
 
 # ----------------------------------------------------------------------------------------------------
 # 5. Around every run
 
 
-def seeded(*seed, device="cpu"):
-    """Random numbers for one purpose, from its name and numbers. Who draws them disturbs no other purpose."""
-    return torch.Generator(device).manual_seed(zlib.crc32(repr(seed).encode()))
-
-
-def number(of, low, high=2**31):
+def number(kind, low, high=2**31):
     """An argparse type: an int or a float from `low` to `high`."""
 
     def parse(text):
-        if not low <= of(text) <= high:  # as is NaN
+        if not low <= kind(text) <= high:  # false for NaN, too
             raise argparse.ArgumentTypeError(f"{text} is not a number from {low} to {high}")
-        return of(text)
+        return kind(text)
 
-    parse.__name__ = of.__name__
+    parse.__name__ = kind.__name__
     return parse
 
 
-class Help(argparse.HelpFormatter):
-    """Every option in one line, with its default."""
-
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=32, width=95)
-
-    def _get_default_metavar_for_optional(self, action):
-        return {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", None), "PATH")
-
-    def _get_help_string(self, action):
-        return action.help + ("" if action.default in (None, False, argparse.SUPPRESS) else " [%(default)s]")
-
-
 def make_parser(name, description):
-    return argparse.ArgumentParser(name, description=description, formatter_class=Help)
+    how = argparse.ArgumentDefaultsHelpFormatter
+    return argparse.ArgumentParser(name, description=description, formatter_class=how)
 
 
 def add_common_options(parser):
@@ -616,9 +655,9 @@ def add_common_options(parser):
     option = parser.add_argument_group("in every training script").add_argument
     option("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of all randomness")
     option("--device", choices=["cpu", "cuda", "mps"], help="if left out, the best one here")
-    option("--dtype", choices=["float32", "bfloat16"], default="float32", help="of matrix products")
+    option("--dtype", choices=["float32", "bfloat16"], default="float32", help="of products")
     option("--compile", action="store_true", help="compile the network: for long runs")
-    option("--resume", action="store_true", help="go on where the same command was stopped")
+    option("--resume", action="store_true", help="continue a run of the same command that was stopped")
 
 
 def refuse(parser, args, names, because):
@@ -626,11 +665,6 @@ def refuse(parser, args, names, because):
     for name in names:
         if getattr(args, name) != parser.get_default(name):
             raise BadInput(f"--{name.replace('_', '-')} has no effect {because}; leave it out")
-
-
-# Several processes, started by torchrun: each holds all networks and computes its share of every batch, and
-# the gradients are averaged. The first one alone prints and writes.
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def slowdown(device):
@@ -648,8 +682,16 @@ def slowdown(device):
 
 @contextlib.contextmanager
 def set_up(args):
-    """`with set_up(args) as device:` meets the other processes, and has the precision that was asked for."""
+    """`with set_up(args) as device:` joins the other processes and turns on autocast.
+
+    The global generator is seeded, for whoever uses it. BadInput where the script would write to a place
+    that it reads a model from.
+    """
     args.began = time.time()
+    torch.manual_seed(args.seed)
+    for place in (vars(args).get(name) for name in ("init", "reward")):
+        if place and Path(place).is_dir() and Path(args.out).is_dir() and os.path.samefile(place, args.out):
+            raise BadInput(f"--out {args.out} would overwrite the model that is read; give another directory")
     can_autocast = getattr(torch.amp, "is_autocast_available", lambda name: False)  # MPS can from 2.5 on
     mps = torch.backends.mps.is_available() and can_autocast("mps")
     here = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
@@ -666,72 +708,24 @@ def set_up(args):
     with quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
         if low and (times := slowdown(name)) > 1.5:
             print(f"bfloat16 takes {times:.0f} times as long as float32 here; leave --dtype out")
-        try:
-            yield torch.device(name)
-        except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            what = str(error).strip().splitlines()[0]
-            raise BadInput(f"--compile does not work here, leave it out: {what}") from None
+        yield torch.device(name)
 
 
 def bar(items, title):
-    """A progress bar around what takes more than a second, where somebody looks at a terminal."""
+    """A progress bar, shown after a second, and only on a terminal."""
     return tqdm(items, title, leave=False, delay=1, disable=True if RANK else None)
 
 
-def shares(batches):
-    """This process's share of each batch. Before the first step it is known that there is one."""
-    if min(map(len, batches)) < WORLD_SIZE:
-        raise BadInput(f"a batch is too small to feed {WORLD_SIZE} processes; choose a larger --batch-size")
-    return [rows[RANK::WORLD_SIZE] for rows in batches]
-
-
-def process_mean(x, weight=1.0):
-    """The mean of a tensor over all processes, weighted by how many tokens or pairs each one's is of."""
-    if WORLD_SIZE == 1:
-        return x
-    weight = torch.as_tensor(weight, dtype=torch.float32, device=x.device)
-    both = x * weight, weight.clone()
-    for tensor in both:
-        torch.distributed.all_reduce(tensor)
-    return both[0] / both[1]
-
-
-def own_pairs(args, model, tokenizer):
-    """The preference file in the directory `args.init`: pairs of that model's own answers, made if missing.
-
-    Volunteers are shown two answers to each of `args.pairs` new prompts. The same checkpoint and seed give
-    the same pairs, whichever script asks first.
-    """
-    path = Path(args.init, "preferences.jsonl")
-    try:
-        if path.exists():
-            print(f"{path}: pairs that are there already; delete the file to ask about {args.pairs} new ones")
-        elif RANK == 0:
-            if not os.access(args.init, os.W_OK):
-                raise BadInput(f"{path}: cannot be written; copy {args.init}, or give pairs with --data")
-            print(f"{path}: asking the volunteers about {args.pairs} pairs of answers …")
-            seed = [args.seed, data.ASKED]
-            prompts = [document.prompt for document in data.documents(args.pairs, seed, data.KINDS[0])]
-            twice = [prompt for prompt in prompts for _ in range(2)]
-            generator = seeded("asked", args.seed, device=model.device)
-            answers = sample_texts(model, tokenizer, twice, generator=generator)
-            records = data.ask_volunteers(prompts, answers, seed)
-            if len(records) < max(20, args.batch_size):
-                found = f"of {args.pairs} pairs of its answers {len(records)} are of different ones"
-                raise BadInput(f"{args.init}: {found}, too few to learn from; ask about more --pairs")
-            write_records(path, records)
-    finally:  # the others wait here, and the first one says what is wrong
-        if WORLD_SIZE > 1:
-            torch.distributed.barrier()
-    if not path.exists():
-        sys.exit(2)
-    return path
-
-
 SAVE_SECONDS = 10  # between two saves
-PLACES = ("init", "data", "reward", "out", "device", "resume", "began")  # options that decide no result
+NO_EFFECT_ON_RESULT = (
+    "init",
+    "data",
+    "reward",
+    "out",
+    "device",
+    "resume",
+    "began",
+)  # what is *in* data counts
 
 
 class Run:
@@ -745,12 +739,14 @@ class Run:
 
     `OUT/resume.pt` holds all that changes from step to step: models, optimizers, metrics, and the dictionary
     `run.state`, for what a script changes besides. So a stopped and resumed run ends with the same weights,
-    bit for bit on a CPU, as one that was not stopped. It goes on only with the same options, data and first
-    weights; places and devices may be others.
+    bit for bit on a CPU, as one that was not stopped. So the global generator is seeded anew at each step, in
+    each process by its number. It goes on only with the same options, data (anything that json can write)
+    and first weights; paths and device may differ.
     """
 
     def __init__(self, args, title, steps, data, models, optimizers):
         self.path, self.title, self.steps, self.began = Path(args.out, "resume.pt"), title, steps, args.began
+        self.seed = args.seed
         parameters = [*models[0].parameters()]
         n, device = sum(p.numel() for p in parameters), parameters[0].device
         where = f"{args.init or 'from scratch'} → {args.out}"
@@ -760,7 +756,7 @@ class Run:
         digest = zlib.crc32(json.dumps(data, default=zlib.crc32).encode())
         for tensor in (tensor for model in models for tensor in model.state_dict().values()):
             digest = zlib.crc32(tensor.cpu().numpy(), digest)
-        options = {name: value for name, value in vars(args).items() if name not in PLACES}
+        options = {name: value for name, value in vars(args).items() if name not in NO_EFFECT_ON_RESULT}
         self.made_from = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
         self.made_from["the data or the first weights"] = digest
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -800,6 +796,7 @@ class Run:
         quiet = None if RANK == 0 else True  # None: no bar where nobody looks at a terminal
         with tqdm(total=self.steps, initial=self.step, desc=self.title, disable=quiet) as self.bar:
             while self.step < self.steps:
+                torch.manual_seed(zlib.crc32(repr((self.seed, self.step, RANK)).encode()))
                 yield self.step
                 self.step += 1
                 self.bar.update()
@@ -817,9 +814,9 @@ class Run:
             metrics = dict(zip(metrics, process_mean(both, weight).tolist()))
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise BadInput(f"step {self.step + 1}: {name} is {value}; most often --lr is too high")
+                raise BadInput(f"step {self.step + 1}: {name} is {value}; usually --lr is too high")
         if not all(p.isfinite().all() for model in self.models for p in model.parameters()):
-            raise BadInput(f"step {self.step + 1}: weights are NaN or infinite; most often --lr is too high")
+            raise BadInput(f"step {self.step + 1}: weights are NaN or infinite; usually --lr is too high")
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
         self.metrics.append({"step": self.step + 1, **metrics})
 

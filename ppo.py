@@ -11,52 +11,54 @@ each token how much reward is still to come. Every iteration has five phases, nu
 
 takes less than a minute on two cores (AVX2), after `pretrain.py` and `reward.py`. This is textbook PPO for
 language models: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a network of its own.
-Other rewards than a reward model's: `--reward runs/dpo` takes what that language model conceals, its implicit
-reward β log(π_dpo / π_ref), and `--reward judge` what nobody has in real life, a reward that can be checked.
+Other rewards than a reward model's: `--reward runs/dpo` uses that language model's implicit reward
+β log(π_dpo / π_ref), and `--reward judge` what nobody has in real life, a reward that can be checked.
 
 What you see, what is healthy, and what to do otherwise:
     reward        mean over answers. Rises and levels off. If it rises on and on while the answers get
                   worse, the policy exploits the reward model's errors: raise --beta.
-    kl            nats an answer from the reference, the sum of log π − log π_ref over its tokens. 0 at
+    kl            nats per answer from the reference, the sum of log π − log π_ref over its tokens. 0 at
                   first, then about 1 here. Far above: raise --beta; stuck near 0: lower it.
     objective     reward − β kl, the thing that is maximised. Should rise and level off.
-    entropy       nats a token. Falls slowly. Near 0, the policy says one thing only: raise --beta.
-    approx_kl     how far an iteration moved the policy, nats a token, mean over its minibatches. Below 0.02;
-                  above: lower --lr.
+    entropy       nats per token. Falls slowly. Near 0, the policy says one thing only: raise --beta.
+    approx_kl     how far an iteration moved the policy, nats per token, mean over its minibatches. Below
+                  0.02; above: lower --lr.
     clip_fraction share of tokens whose probability moved by more than the clip allows. Below 0.2.
-    ratio         mean of π_new / π_old. Stays within 1 % or so of 1.
+    ratio         mean of π_new / π_old. Stays within 1% or so of 1.
     value_loss    half the critic's squared error, or the clipped one where that is larger, in the last
                   minibatch. Falls.
     explained_variance   1 − Var(return − value) / Var(return). 1 is a perfect critic, 0 one that knows
                   only the mean, below 0 a harmful one. Ends at 0.5 to 0.8 here.
-    eos           share of answers that ended by themselves. Near 1; the reward of others is 1 less.
-    length        tokens an answer. Watch it: learned rewards often grow fond of length.
+    eos           share of answers that ended by themselves. Near 1; the others lose 1 (PENALTY).
+    length        tokens per answer. Watch it: learned rewards often grow fond of length.
 """
-
-import numbers
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import ASKED, KINDS, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge, read_preferences
+from data import ASKED, KINDS, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, held_out, judge
+from data import preference_file, read_preferences
 from model import RANK, Run, ScalarGPT, add_common_options, final_scores, generate, last_index, load_model
 from model import make_optimizers, make_parser, number, run_script, save_model, seeded, set_lr, set_up, shares
 from model import token_log_probs, token_values, update
 
-CLIP, LAMBDA, GROUP, MINIBATCH, PENALTY = 0.2, 0.95, 4, 64, 1.0
+CLIP = 0.2  # of π_new / π_old, as a share, and of a value, in points of reward (Schulman et al. 2017)
+LAMBDA = 0.95  # per token: 0 trusts the critic alone, 1 what really came (Schulman et al. 2015)
+GROUP = 4  # answers to each prompt, for rloo and grpo: enough for a mean
+MINIBATCH = 64  # answers per optimizer step
+PENALTY = 1.0  # points of reward that an answer loses if it does not end by itself
 
 parser = make_parser("ppo.py", "Align a pretrained model by PPO on a reward.")
 option = parser.add_argument
 option("--init", default="runs/pretrain", help="checkpoint to start from")
-option("--reward", default="runs/reward", help="reward model, language model, or a name in REWARDS")
-option("--data", help="preference file with the prompts; if left out, that in --init")
+option("--reward", default="runs/reward", help="reward model, language model, or name in REWARDS")
+option("--data", help="preference file with the prompts; if left out, preferences.jsonl in --init")
 option("--out", default="runs/ppo", help="directory for the checkpoint")
 option("--beta", type=number(float, 0), default=0.4, help="higher stays closer to the reference")
 option("--advantage", choices=["gae", "rloo", "grpo"], default="gae", help="how to credit tokens")
 option("--steps", type=number(int, 1), default=40, help="iterations")
-option("--batch-size", type=number(int, GROUP), default=128, help="answers an iteration")
-option("--epochs", type=number(int, 1), default=2, help="passes over each iteration's answers")
+option("--batch-size", type=number(int, GROUP), default=128, help="answers per iteration")
+option("--epochs", type=number(int, 1), default=2, help="passes over an iteration's answers")
 option("--lr", type=number(float, 1e-9), default=1e-3, help="peak learning rate")
 add_common_options(parser)
 
@@ -83,7 +85,7 @@ def has_ended(tokens, mask, eos):
 
 
 def token_rewards(reward, log_probs, reference_log_probs, mask, beta):
-    """What each token earns (B, T), from the rewards of whole answers (B,).
+    """What each token earns (B, T), from the rewards of whole answers (B,) (Ziegler et al. 2019, eq. 2).
 
     Every token pays β (log π − log π_ref); its mean over samples of π is the KL (the estimator k1, which
     may be negative for one sample). The last token of an answer earns the answer's reward as well.
@@ -132,13 +134,16 @@ def policy_loss(log_probs, old_log_probs, advantages, mask):
 
 
 def value_loss(values, old_values, returns, mask):
-    """Half the squared error of the critic, all (B, T); a value that moved too far gets no gradient."""
+    """Half the squared error of the critic, all (B, T), in points of reward squared.
+
+    A value that moved by more than CLIP since the answers were written gets no gradient that moves it on.
+    """
     clipped = old_values + (values - old_values).clamp(-CLIP, CLIP)
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
 def drift(ratio, mask):
-    """How far a policy is from the one that sampled: mean ratio, approx_kl, clip_fraction, farthest ratio."""
+    """How far from the policy that sampled: mean ratio, approx_kl, clip_fraction, largest |ratio − 1|."""
     far = (ratio - 1).abs()
     means = [masked_mean(x, mask) for x in (ratio, ratio - 1 - ratio.log(), (far > CLIP).float())]
     return torch.stack([*means, far.max()])
@@ -149,7 +154,8 @@ def load_reward(args, tokenizer, reference):
 
     It gives each generated answer a number (B,): a reward model's score at the last token, a language model's
     implicit reward β log(π / π_ref) (Rafailov et al. 2023, eq. 5, without the part that only depends on the
-    prompt), or what a function in REWARDS says. An answer that did not end by itself loses PENALTY.
+    prompt), or what a function in REWARDS says. An answer that did not end by itself loses PENALTY, whatever
+    gave the number. BadInput where --reward names no reward.
     """
     network = None if args.reward in REWARDS else load_model(args.reward, network=None)
     if network and Tokenizer.load(args.reward) != tokenizer:
@@ -168,35 +174,33 @@ def load_reward(args, tokenizer, reference):
         else:
             prompts = [tokenizer.decode(row[:n]) for row, n in zip(tokens, mask.int().argmax(1))]
             answers = [tokenizer.decode(row[new]) for row, new in zip(tokens, mask)]
-            scores = [REWARDS[args.reward](*texts) for texts in zip(prompts, answers)]
-            for answer, value in zip(answers, scores):
-                if not isinstance(value, numbers.Real) or not abs(value) < 1e30:
-                    raise BadInput(f"--reward {args.reward} gives {value!r} for the answer {answer!r}")
-            scores = torch.tensor([float(x) for x in scores], device=tokens.device)
+            scores = [float(REWARDS[args.reward](*texts)) for texts in zip(prompts, answers)]
+            scores = torch.tensor(scores, device=tokens.device)
         return scores - PENALTY * ~has_ended(tokens, mask, tokenizer.eos)
 
     return score, network
 
 
 def load_prompts(args, tokenizer, room):
-    """Prompts as lists of ids, cut to `room` tokens, and how many of them, the last ones, are held out."""
+    """Prompts as lists of ids, cut to `room` tokens: those to learn on, and those that are held out."""
     if args.reward in REWARDS and not args.data:
         texts = [document.prompt for document in documents(10_240, [args.seed, ASKED], KINDS[0])]
     else:
-        path = args.data or Path(args.init, "preferences.jsonl")
-        texts = list(dict.fromkeys(record["prompt"] for record in read_preferences(path)))  # each once
-        if len(texts) < 20:
-            raise BadInput(f"{path}: {len(texts)} prompts are too few to learn on; give 20 or more")
+        texts = [record["prompt"] for record in read_preferences(preference_file(args))]
+    prompts, held = {text: tokenizer.encode(text)[-room:] for text in texts}, held_out(texts)  # each once
+    if len(prompts) < 20:
+        raise BadInput(f"{args.data or args.init}: {len(prompts)} prompts are too few; give 20 or more")
     if room < 1:
         raise BadInput(f"{args.init}: its context leaves no room for answers of {MAX_ANSWER_TOKENS} tokens")
-    n_val = min(1024, len(texts) // 10)
-    print(f"{len(texts) - n_val} prompts to learn on, {n_val} held out")
-    return [tokenizer.encode(text)[-room:] for text in texts], n_val
+    print(f"{len(prompts) - len(held)} prompts to learn on, {len(held)} held out")
+    train = [ids for text, ids in prompts.items() if text not in held]
+    return train, [ids for text, ids in prompts.items() if text in held]
 
 
 def main(args):
     with set_up(args) as device:
-        # The policy starts as a copy of the reference, the critic as a copy of the reward model.
+        # The policy starts as a copy of the reference, the critic as a copy of the reward model. All stay in
+        # .eval(): the ratio compares the policy that writes with the one that learns, so dropout may not.
         tokenizer = Tokenizer.load(args.init)
         policy, reference = load_model(args.init).to(device), load_model(args.init).to(device)
         score, network = load_reward(args, tokenizer, reference.requires_grad_(False))
@@ -204,16 +208,16 @@ def main(args):
         new_head = None if learned else seeded("head", args.seed)
         critic = load_model(args.reward if learned else args.init, ScalarGPT, new_head).to(device)
         context = min(model.config.n_positions for model in (policy, critic, network or policy))
-        prompts, n_val = load_prompts(args, tokenizer, context - MAX_ANSWER_TOKENS)
-        n_train, eos = len(prompts) - n_val, tokenizer.eos
+        train, val = load_prompts(args, tokenizer, context - MAX_ANSWER_TOKENS)
+        eos = tokenizer.eos
 
         @torch.no_grad()
         def evaluate():
             """Mean reward and KL of answers to the held-out prompts."""
-            generator, val = seeded("held out", args.seed, device=device), sorted(prompts[n_train:], key=len)
+            generator, by_length = seeded("held out", args.seed, device=device), sorted(val, key=len)
             reward, kl = [], []
-            for i in range(0, n_val, args.batch_size):
-                asked = val[i : i + args.batch_size]
+            for i in range(0, len(val), args.batch_size):
+                asked = by_length[i : i + args.batch_size]
                 tokens, mask, log_probs = generate(policy, asked, MAX_ANSWER_TOKENS, eos, generator=generator)
                 reward += score(tokens, mask, len(asked[0])).tolist()
                 kl += (log_probs - token_log_probs(reference, tokens, mask, len(asked[0]))).sum(1).tolist()
@@ -226,21 +230,22 @@ def main(args):
                 model.transformer.compile(dynamic=True)
         optimizers = [optimizer for model in models for optimizer in make_optimizers(model, args.lr)]
         tolerance = 1e-3 if args.dtype == "float32" else 0.5  # between one token at a time and all at once
-        copies = 1 if use_critic else GROUP  # answers to each prompt
-        n, n_minibatches = args.batch_size // copies, max(1, args.batch_size // MINIBATCH)  # in an iteration
+        answers_each = 1 if use_critic else GROUP  # to a prompt
+        n = args.batch_size // answers_each  # prompts per iteration
+        n_minibatches = max(1, args.batch_size // MINIBATCH)
         rng = np.random.default_rng(args.seed)
-        order = np.concatenate([rng.permutation(n_train) for _ in range(0, args.steps * n, n_train)])
+        order = np.concatenate([rng.permutation(len(train)) for _ in range(0, args.steps * n, len(train))])
         order = shares(order[: args.steps * n].reshape(args.steps, n))
         weights = [p.detach().cpu().numpy() for p in network.parameters()] if network else args.reward
-        run = Run(args, "ppo", args.steps, [prompts, weights], models, optimizers)
+        run = Run(args, "ppo", args.steps, [train, val, weights], models, optimizers)
         for step in run:
             if step % 10 == 0:
-                run.show(step, policy, tokenizer, prompts[-1])
+                run.show(step, policy, tokenizer, val[-1])
             # 1. Rollout: the policy answers some prompts. The sampler's log-probabilities are the old ones.
-            asked = [prompts[i] for i in order[step].repeat(copies)]
+            asked = [train[i] for i in order[step].repeat(answers_each)]
             start, generator = min(map(len, asked)), seeded("answers", args.seed, step, RANK, device=device)
             tokens, mask, old_log_probs = generate(policy, asked, MAX_ANSWER_TOKENS, eos, generator=generator)
-            # 2. Score: one number an answer.
+            # 2. Score: one number per answer.
             reward = score(tokens, mask, start)
             # 3. Rewards: every token pays for leaving the reference; the last one also earns the score.
             reference_log_probs = token_log_probs(reference, tokens, mask, start)
@@ -256,7 +261,7 @@ def main(args):
             else:
                 advantages = group_advantages(rewards.sum(1), args.advantage)[:, None] * mask
             # 5. Update: a few passes over these answers, in minibatches.
-            set_lr(optimizers, step, args.steps, warmup=5)
+            set_lr(optimizers, step, args.steps, warmup=5)  # iterations: Adam's averages are rough at first
             shuffle, moved = seeded("minibatches", args.seed, step, RANK), []
             for _ in range(args.epochs):
                 for i in torch.randperm(len(tokens), generator=shuffle).tensor_split(n_minibatches):
@@ -266,15 +271,15 @@ def main(args):
                     if use_critic:
                         values = token_values(critic, tokens[i], mask[i], start)
                         critic_loss = value_loss(values, old_values[i], returns[i], mask[i])
-                        loss = loss + critic_loss  # two networks, so one backward pass serves both
+                        loss = loss + critic_loss  # of two networks, so both parts count fully
                     loss.backward()
                     update(models, optimizers, weight=mask[i].sum())
 
             # The first minibatch still has the policy that sampled, and the first policy is the reference.
             assert not moved[0][-1] > tolerance, "the sampler and the model disagree"
             assert step or not kl.abs().mean() > tolerance, "the policy does not start as the reference"
-            metrics = dict(zip(("ratio", "approx_kl", "clip_fraction"), torch.stack(moved).mean(0)))
-            metrics |= {"reward": reward.mean(), "kl": kl.mean()}
+            metrics = {"reward": reward.mean(), "kl": kl.mean()}
+            metrics |= zip(("ratio", "approx_kl", "clip_fraction"), torch.stack(moved).mean(0))
             metrics["entropy"] = -masked_mean(old_log_probs, mask)
             metrics["objective"] = metrics["reward"] - args.beta * metrics["kl"]
             metrics["eos"] = has_ended(tokens, mask, eos).float().mean()

@@ -41,13 +41,13 @@ option("--data", nargs="+", metavar="FILE", help="UTF-8 text, gzip too; if left 
 option("--init", help="checkpoint to start from, e.g. a GPT-2; if left out, from scratch")
 option("--out", default="runs/pretrain", help="directory for the checkpoint")
 option("--steps", type=number(int, 1), default=500, help="optimizer steps")
-option("--batch-size", type=number(int, 1), default=64, help="documents a step")
+option("--batch-size", type=number(int, 1), default=64, help="documents per step")
 option("--lr", type=number(float, 1e-9), default=0.02, help="peak learning rate")
-option("--vocab-size", type=number(int, 1), default=768, help="tokens to tell apart, at most")
+option("--vocab-size", type=number(int, 1), default=768, help="size of the vocabulary, at most")
 option("--block-size", type=number(int, 2), default=128, help="the context: longest text in tokens")
 option("--n-layer", type=number(int, 1), default=2, help="blocks")
-option("--n-head", type=number(int, 1), default=4, help="attention heads a block")
-option("--n-embd", type=number(int, 1), default=128, help="channels")
+option("--n-head", type=number(int, 1), default=4, help="attention heads per block")
+option("--n-embd", type=number(int, 1), default=128, help="width: channels of the hidden states")
 add_common_options(parser)
 
 
@@ -59,7 +59,11 @@ def next_token_loss(model, tokens, mask):
 
 
 def load_world(args, rng):
-    """The embedded world: tokenizer, training rows, which of them each batch has, held-out rows, entropy."""
+    """The embedded world, as (tokenizer, rows, order, val_rows, entropy).
+
+    rows, val_rows: lists of token ids, each a document that ends with EOS. order: the indices of each step's
+    rows. entropy: of the source, in nats per guessed token, so no model's loss can be lower.
+    """
     # Every training document is new. The held-out ones are the same for every seed.
     train = documents(args.steps * args.batch_size, seed=[args.seed, TRAINED])
     val = documents(1024, seed=[0, HELD_OUT])
@@ -74,7 +78,10 @@ def load_world(args, rng):
 
 
 def load_files(args, rng):
-    """The same of your own text: rows of `block_size` tokens that begin anywhere. The end is held out."""
+    """The same for your own text: rows of `block_size` tokens that begin anywhere. The end is held out.
+
+    order is (steps, batch_size), and entropy None, since nobody knows it. BadInput where text is too short.
+    """
     for path in args.data:
         if {".json", ".jsonl"} & {*Path(path).suffixes}:
             raise BadInput(f"{path}: JSON, of which the model would learn the brackets; give plain text")
@@ -98,7 +105,7 @@ def main(args):
         # Text: each row begins with a token that is given, and the rest is to be guessed.
         if args.init:
             sizes = ["vocab_size", "n_layer", "n_head", "n_embd"] + ["block_size"] * (not args.data)
-            refuse(parser, args, sizes, "beside --init, which has it")
+            refuse(parser, args, sizes, "with --init, which already fixes it")
         load = load_files if args.data else load_world
         tokenizer, rows, order, val_rows, entropy = load(args, np.random.default_rng(args.seed))
         order = shares(order)
@@ -143,10 +150,12 @@ def main(args):
             if step % 100 == 0:
                 run.show(step, model, tokenizer, shown, temperature)
             tokens, mask = batch([rows[i] for i in order[step]])
+            model.train()  # here alone: a dropout that you add would act now
             loss = next_token_loss(model, tokens, mask)
-            set_lr(optimizers, step, args.steps, warmup=20, final=0.05)
+            set_lr(optimizers, step, args.steps, warmup=20, final=0.05)  # steps; share of the full rate
             loss.backward()
             update([model], optimizers, weight=mask.sum())
+            model.eval()
 
             if step % 100 == 99 or step == args.steps - 1:
                 val_loss, bits_per_byte = evaluate()
@@ -157,9 +166,7 @@ def main(args):
 
         model.beta = None  # --init may be an aligned model; this isn't one any more
         save_model(model, tokenizer, args.out)
-        then = f"python dpo.py --init {args.out}"
-        if args.data:
-            then = f'python sample.py --init {args.out} --prompt "…"'
+        then = f"python sample.py --init {args.out} " + ('--prompt "…"' if args.data else "--ask")
         ratio = val_loss / entropy if entropy else None
         run.finish(then, val_loss=val_loss, entropy=entropy, ratio=ratio, bits_per_byte=bits_per_byte)
 

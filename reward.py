@@ -8,6 +8,7 @@ probability σ(r(x, y_w) − r(x, y_l)) (Bradley and Terry 1952), so the loss is
 Only differences count: any constant could be added to all scores. So at the end the scores are shifted to
 mean 0 on the pretrained model's own answers. A score above 0 then means "better than usual".
 
+    python sample.py --ask      # unless dpo.py's pairs are there already
     python reward.py
 
 takes half a minute on two CPU cores (AVX2), and learns from the same preference file as `dpo.py`. What
@@ -23,21 +24,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, load_pairs, pad_pairs
+from data import MAX_ANSWER_TOKENS, Tokenizer, batches, best_accuracy, load_pairs, pad_pairs, preference_file
 from model import Run, ScalarGPT, add_common_options, final_scores, generate, load_model, make_optimizers
-from model import make_parser, number, own_pairs, refuse, run_script, save_model, seeded, set_lr, set_up
-from model import shares, update
+from model import make_parser, number, run_script, save_model, seeded, set_lr, set_up, shares, update
 
 parser = make_parser("reward.py", "Learn a reward model from preferences.")
 option = parser.add_argument
 option("--init", default="runs/pretrain", help="checkpoint to start from")
-option("--data", help="preference file; if left out, pairs of the model's own answers")
-option("--pairs", type=number(int, 20), default=16000, help="how many of its own to ask about")
+option("--data", help="preference file; if left out, preferences.jsonl in --init")
 option("--out", default="runs/reward", help="directory for the checkpoint")
 option("--steps", type=number(int, 1), help="optimizer steps; if left out, one pass over the pairs")
-option("--batch-size", type=number(int, 1), default=32, help="pairs a step")
+option("--batch-size", type=number(int, 1), default=32, help="pairs per step")
 option("--lr", type=number(float, 1e-9), default=5e-3, help="peak learning rate")
-add_common_options(parser)
+add_common_options(parser)  # --lr, --batch-size: tuned on seed 0, see notebooks/tuning.jsonl
 
 
 def reward_loss(chosen, rejected):
@@ -62,22 +61,32 @@ def calibration(margin, bins=10):
     return [(c.mean().item(), r.mean().item(), len(c)) for c, r in rows if len(c)]
 
 
+@torch.no_grad()
+def shift_to_mean_0(model, reference, prompts, eos, batch_size, generator):
+    """Shift all scores so that their mean is 0 on the reference's own answers to these prompts."""
+    prompts, scores = sorted(prompts, key=len), []
+    for i in range(0, len(prompts), batch_size):
+        some = prompts[i : i + batch_size]
+        tokens, mask, _ = generate(reference, some, MAX_ANSWER_TOKENS, eos, generator=generator)
+        scores.append(final_scores(model, tokens, mask))
+    model.shift(-torch.cat(scores).mean())
+
+
 def main(args):
     with set_up(args) as device:
-        refuse(parser, args, ["pairs"] if args.data else [], "beside --data")
-
         # The reward model starts as the reference, with a new head.
         tokenizer = Tokenizer.load(args.init)
         reference = load_model(args.init).to(device)
         model = load_model(args.init, ScalarGPT, new_head=seeded("head", args.seed)).to(device)
 
         # Pairs of answers to the same prompt, the last ones held out.
-        path = args.data or own_pairs(args, reference, tokenizer)
-        pairs, records, n_val = load_pairs(path, tokenizer, model.config.n_positions, args.batch_size)
+        path, context = preference_file(args), model.config.n_positions
+        pairs, records, n_val = load_pairs(path, tokenizer, context, args.batch_size)
         train, val = np.split(np.arange(len(pairs)), [len(pairs) - n_val])
 
         @torch.no_grad()
         def evaluate():
+            """The margins (N,) of the held-out pairs, and what is logged of them."""
             parts = np.split(val, range(args.batch_size, n_val, args.batch_size))
             scores = torch.cat([pair_scores(model, [pairs[i] for i in rows], device) for rows in parts])
             margin = scores[:, 0] - scores[:, 1]
@@ -96,11 +105,13 @@ def main(args):
         run = Run(args, "reward", steps, pairs, [model], optimizers)
         for step in run:
             rows = order[step]
+            model.train()  # here alone: a dropout that you add would act now
             chosen, rejected = pair_scores(model, [pairs[i] for i in rows], device).unbind(1)
             loss = reward_loss(chosen, rejected).mean()
-            set_lr(optimizers, step, steps, warmup=10)
+            set_lr(optimizers, step, steps, warmup=10)  # steps: Adam's averages are rough at first
             loss.backward()
             update([model], optimizers, weight=len(rows))
+            model.eval()
 
             if step % 100 == 99 or step == steps - 1:
                 margin, metrics = evaluate()
@@ -108,18 +119,8 @@ def main(args):
             elif step % 10 == 9:
                 run.log(weight=len(rows), loss=loss.item())
 
-        # Shift the scores to mean 0 on the reference's own answers.
-        prompts = sorted((pairs[i][0] for i in val), key=len)
-        generator = seeded("answers", args.seed, device=device)
-        scores = []
-        with torch.no_grad():
-            for i in range(0, n_val, args.batch_size):
-                asked = prompts[i : i + args.batch_size]
-                answered = generate(reference, asked, MAX_ANSWER_TOKENS, tokenizer.eos, generator=generator)
-                tokens, mask, _ = answered
-                scores.append(final_scores(model, tokens, mask))
-        model.shift(-torch.cat(scores).mean())
-
+        prompts, generator = [pairs[i][0] for i in val], seeded("answers", args.seed, device=device)
+        shift_to_mean_0(model, reference, prompts, tokenizer.eos, args.batch_size, generator)
         save_model(model, tokenizer, args.out)
         best = best_accuracy(records[-n_val:])
         print("how sure   how often right   pairs")

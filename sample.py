@@ -2,8 +2,9 @@
 
     python sample.py --prompt "…"     # go on from this text
     python sample.py                  # the same in a loop: type a prompt, read the answer
-    python sample.py --compare        # pretrained and aligned models in one table
+    python sample.py --ask            # two answers to each prompt, and volunteers choose: pairs for dpo.py
     python sample.py --label 100      # be the volunteer, then: python dpo.py --data runs/labels.jsonl
+    python sample.py --compare        # pretrained and aligned models in one table
 
 The judge of the embedded world is asked here, after training, and by the volunteers. No training script
 sees it, but for `ppo.py --reward judge`.
@@ -19,8 +20,10 @@ At another temperature than 1 a model is another policy, the one that is really 
 and share are those of that policy. It is compared with the reference at temperature 1, always.
 """
 
+import itertools
 import json
 import math
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,16 +31,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import BEST, COMPARED, KINDS, LABELLED, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents, judge
-from data import kind_of, printable, read_preferences, read_text, write_files
-from model import bar, generate, load_model, make_parser, number, refuse, run_script, sample_texts, seeded
-from model import set_up, token_log_probs
+from data import ASKED, BEST, COMPARED, KINDS, LABELLED, MAX_ANSWER_TOKENS, BadInput, Tokenizer
+from data import ask_volunteers, documents, judge, kind_of, printable, read_preferences, read_text
+from data import write_files, write_records
+from model import RANK, bar, generate, load_model, make_parser, number, refuse, run_script, sample_texts
+from model import seeded, set_up, token_log_probs
 
-parser = make_parser("sample.py", "Talk to a checkpoint, compare checkpoints, or label pairs of answers.")
+parser = make_parser(
+    "sample.py", "Talk to a checkpoint, ask which answers people prefer, compare checkpoints."
+)
 option = parser.add_argument
-option("--init", help="checkpoint; if left out, runs/dpo, with --label runs/pretrain")
+option("--init", help="checkpoint; if left out, runs/dpo, with --ask and --label runs/pretrain")
 option("--temperature", type=number(float, 0), default=1.0, help="0 always takes the likeliest token")
-option("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help="longest answer")
+option("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help="longest answer, in tokens")
 option("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of the sampling")
 option("--device", choices=["cpu", "cuda", "mps"], help="if left out, the best one here")
 option = parser.add_argument_group("talk").add_argument
@@ -48,8 +54,15 @@ option = parser.add_argument_group("compare").add_argument
 option("--compare", nargs="*", metavar="DIR", help="checkpoints, reference first; none: those in runs/")
 option("--shifted", action="store_true", help="on the kind of prompts that no volunteer ever saw")
 option("--n-prompts", type=number(int, 2), default=64, help="held-out prompts")
-option("--answers", type=number(int, 2), default=256, help="of the reference to each; of others a quarter")
+option(
+    "--answers", type=number(int, 2), default=256, help="per prompt from the reference; others give a quarter"
+)
 option("--json", action="store_true", help="print one JSON list instead of a table")
+option = parser.add_argument_group("ask").add_argument
+asked = {"nargs": "?", "const": 16000, "metavar": "N"}
+option(
+    "--ask", type=number(int, 20), **asked, help="volunteers choose between two answers to N prompts (16000)"
+)
 option = parser.add_argument_group("label").add_argument
 option("--label", type=number(int, 1), metavar="N", help="show N pairs and let you choose")
 option("--out", default="runs/labels.jsonl", help="file that your choices are added to")
@@ -109,7 +122,7 @@ def standard_errors(statistic, n, resamples=400):
 FIGURES = ("score", "kl", "optimal_score", "share", "win_rate", "length")
 TITLES = "        score           KL  optimum          share            wins length"
 LEGEND = f"""
-score: the judge's, mean; {BEST} is perfect. KL: distance from the first model, nats an answer.
+score: the judge's, mean; {BEST} is perfect. KL: distance from the first model, nats per answer.
 optimum: the best that any policy could do at that KL. share: of the optimal gain. wins:
 against the first model's answers at temperature 1, ties half. length: in tokens.
 """
@@ -127,16 +140,16 @@ def compare(args, device):
     models = [load_model(name).to(device) for name in names]
     prompts = [d.prompt for d in documents(args.n_prompts, [0, COMPARED], kind=KINDS[args.shifted])]
 
-    def ask(model, k, temperature=1.0):
-        """Each model has the same random numbers, so none depends on which others stand beside it."""
+    def measured_at(model, k, temperature=1.0):
+        """Each model has the same random numbers: its figures do not depend on what it is compared with."""
         generator = seeded("compared", args.seed, device=device)
         return measure(model, models[0], tokenizer, prompts, k, temperature, generator)
 
-    base = ask(models[0], args.answers)
+    base = measured_at(models[0], args.answers)
     kls, best_scores = frontier(base[1])
     k = 1 if args.temperature < 1e-3 else max(2, args.answers // 4)
-    measured = [base] if args.temperature == 1 else [ask(models[0], k, args.temperature)]
-    measured += [ask(model, k, args.temperature) for model in models[1:]]
+    measured = [base] if args.temperature == 1 else [measured_at(models[0], k, args.temperature)]
+    measured += [measured_at(model, k, args.temperature) for model in models[1:]]
 
     rows, kinds = [], {}
     for name, (texts, scores, log_ratios, lengths) in zip(names, measured):
@@ -182,6 +195,30 @@ def compare(args, device):
             print(printable(f"    {name.ljust(width)}{scores[i][0]:6.2f} {texts[i][0]}"))
 
 
+def ask(args, device):
+    """Two answers of the model to each of N new prompts; volunteers choose, and their choices are written."""
+    init = args.init or "runs/pretrain"
+    tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
+    path, seed = Path(init, "preferences.jsonl"), [args.seed, ASKED]
+    if not os.access(init, os.W_OK):
+        raise BadInput(f"{path}: cannot be written; copy {init}, and ask the copy")
+    prompts = [document.prompt for document in documents(args.ask, seed, KINDS[0])]
+    twice = [prompt for prompt in prompts for _ in range(2)]
+    how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    answers = sample_texts(model, tokenizer, twice, ("asked", args.seed), **how)
+    records = ask_volunteers(prompts, answers, seed)
+    if not records:
+        raise BadInput(f"{init}: its two answers to a prompt are always the same; raise --temperature")
+    if RANK == 0:
+        if path.exists():
+            write_files(init, {path.name: None})
+            print(f"{path}: the older file is now {path.name}.old")
+        write_records(path, records)
+    print(f"{path}: {len(records)} choices; the other pairs of answers were the same. One of them:")
+    print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}".format(**records[0])))
+    print(f"Next: python dpo.py --init {init}")
+
+
 def ask_user(question):
     """A line from the user, or None at the end of the input."""
     print(question, end="", flush=True)
@@ -212,38 +249,27 @@ def label(args, device):
     prompts = [p for p in dict.fromkeys(prompts) if p and p not in seen and len(tokenizer.encode(p)) < room]
     if not prompts:
         raise BadInput(f"{args.data or init}: no new prompt is left that fits into the model's context")
-    print(f"{path}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. u: undo. q: stop.\n")
+    print(f"{path}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. q: stop.\n")
 
-    def new_pairs():
-        how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
-        how["generator"] = seeded("labelled", args.seed, len(seen), device=device)
-        for prompt in prompts:
-            first, second = sample_texts(model, tokenizer, [prompt] * 2, **how)
-            if first != second and (first + second).strip():  # else there is nothing to choose
-                yield prompt, first, second
-
-    pairs, waiting, chosen_pairs = new_pairs(), [], []
-    while len(chosen_pairs) < args.label:
-        pair = waiting.pop() if waiting else next(pairs, None)
-        if pair is None:
-            break
-        prompt, *answers = pair
+    how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    n = 0
+    for prompt in prompts:
+        answers = sample_texts(model, tokenizer, [prompt] * 2, ("labelled", args.seed, prompt), **how)
+        if answers[0] == answers[1] or not "".join(answers).strip():
+            continue  # there is nothing to choose
         print(printable(f"{prompt}\n  1 {answers[0]}\n  2 {answers[1]}"))
-        key = ask_user(f"[{len(chosen_pairs) + 1} of {args.label}] 1, 2, s, u, q> ")
+        key = ""
+        while key not in ("1", "2", "s", "q"):
+            key = ask_user(f"[{n + 1} of {args.label}] 1, 2, s, q> ")
+            key = "q" if key is None else key.strip().lower()
         print()
-        key = "q" if key is None else key.strip().lower()
-        if key == "q":
-            break
         if key in ("1", "2"):
             chosen, rejected = answers if key == "1" else answers[::-1]
             lines.append(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}))
-            chosen_pairs.append(pair)
-        elif key == "u" and chosen_pairs:
-            lines.pop()
-            waiting += [pair, chosen_pairs.pop()]
-        elif key != "s":
-            waiting.append(pair)  # ask again
-        save()
+            save()
+            n += 1
+        if key == "q" or n == args.label:
+            break
     print(f"{len(lines)} choices in {path}. Learn from them: python dpo.py --init {init} --data {path}")
 
 
@@ -252,14 +278,19 @@ def talk(args, device):
     init = args.init or "runs/dpo"
     tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
     how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
-    how["generator"] = seeded("talk", args.seed, device=device)
+    numbers = itertools.count()
     prompt = args.prompt if args.prompt is not None else ask_user("prompt> ")
     while prompt is not None:
         prompt = prompt.replace(r"\n", "\n")
         try:
             if not prompt:
                 raise BadInput("an empty prompt: write a few words to go on from")
-            print(printable(prompt + sample_texts(model, tokenizer, [prompt], args.max_new_tokens, **how)[0]))
+            seed = "talk", args.seed, next(numbers)
+            print(
+                printable(
+                    prompt + sample_texts(model, tokenizer, [prompt], seed, args.max_new_tokens, **how)[0]
+                )
+            )
         except BadInput as error:
             if args.prompt is not None:
                 raise
@@ -270,17 +301,20 @@ def talk(args, device):
 def main(args):
     ways = {  # each with the options that only it has
         "compare": ["shifted", "n_prompts", "answers", "json"],
+        "ask": [],
         "label": ["out", "data"],
         "prompt": ["top_k", "top_p"],
     }
-    way = "compare" if args.compare is not None else "label" if args.label else "prompt"
+    way = (
+        "compare" if args.compare is not None else "ask" if args.ask else "label" if args.label else "prompt"
+    )
     for other, names in ways.items():
         if other != way:
             because = f"without --{other}" if way == "prompt" else f"with --{way}"
             refuse(parser, args, [other, *names], because)
     refuse(parser, args, ["init", "max_new_tokens"] if way == "compare" else [], "with --compare")
     with set_up(args) as device:
-        {"compare": compare, "label": label, "prompt": talk}[way](args, device)
+        {"compare": compare, "ask": ask, "label": label, "prompt": talk}[way](args, device)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 from experiments import RESULTS, SEEDS
-from measure import HERE, RUNS, Reference, dpo, home_of, ppo, pretrained, reward, rounded
+from measure import HERE, RUNS, Reference, ask, dpo, home_of, ppo, pretrained, reward, rounded
 
 from data import read_preferences, write_files
 from model import Run, load_model, save_model
@@ -116,12 +116,13 @@ def trial(seed, way, schedule):
     asked, passes, *rest = schedule
     # Three answers in ten are the same twice: so many steps are about so many passes.
     steps = passes * math.ceil(0.63 * asked / 32)
+    ask(home, seed, asked)
     with patch.object(dpo, "Run", Watched), patch.object(ppo, "Run", Watched):
         if way == "dpo":
             how = ["--lr", dpo.parser.get_default("lr") * rest[0], "--beta", rest[1]]
-            run(dpo, "--out", home / "policy", "--pairs", asked, "--steps", steps, *how)
+            run(dpo, "--out", home / "policy", "--steps", steps, *how)
         else:
-            run(reward, "--out", home / "reward", "--pairs", asked, "--steps", steps)
+            run(reward, "--out", home / "reward", "--steps", steps)
             how = ["--advantage", rest[0], "--steps", rest[1], "--beta", rest[3]]
             how += ["--lr", ppo.parser.get_default("lr") * rest[2], "--reward", home / "reward"]
             run(ppo, "--out", home / "policy", *how)

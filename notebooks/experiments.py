@@ -126,10 +126,8 @@ def as_a_judge(seed, values_of, directory):
     reference, tokenizer = load_model(home), Tokenizer.load(home)
     for kind in data.KINDS:
         posts = [d.prompt for d in documents(512, seed=[seed, 10], kind=kind)]
-        generator = torch.Generator().manual_seed(seed)
-        texts = sample_texts(
-            reference, tokenizer, [p for post in posts for p in (post, post)], generator=generator
-        )
+        twice = [p for post in posts for p in (post, post)]
+        texts = sample_texts(reference, tokenizer, twice, seed=("as a judge", seed))
         both = [(post, a, b) for post, a, b in zip(posts, texts[0::2], texts[1::2]) if a != b]
         records = [{"prompt": post, "chosen": a, "rejected": b} for post, a, b in both]
         pairs, _ = encode_pairs(tokenizer, records, reference.config.n_positions)
@@ -508,11 +506,12 @@ def sampled_pairs(seed, home, number, n):
     """n pairs of a model's own answers, to posts that no other round has: the file."""
     model, tokenizer = load_model(home), Tokenizer.load(home)
     posts = [d.prompt for d in documents(20 * n, seed=[seed, 11, number], kind=data.KINDS[0])]
-    generator, records = torch.Generator().manual_seed(seed), []
+    records = []
     for i in range(0, len(posts), n):  # until there are enough whose answers differ
         if len(records) < n:
             some = posts[i : i + n]
-            answers = sample_texts(model, tokenizer, [p for p in some for _ in range(2)], generator=generator)
+            twice = [p for p in some for _ in range(2)]
+            answers = sample_texts(model, tokenizer, twice, seed=("sampled", seed, number, i))
             records += ask_volunteers(some, answers, seed=[seed, number, i])
     assert len(records) >= n, "too many of the answers are the same"
     path = home_of(seed, f"sampled {number} {n} {home.name}.jsonl")

@@ -23,8 +23,9 @@ import dpo  # noqa: E402
 import ppo  # noqa: E402
 import pretrain  # noqa: E402
 import reward  # noqa: E402
+import sample  # noqa: E402
 from data import MAX_ANSWER_TOKENS, Tokenizer, documents, judge, kind_of, pad_rows  # noqa: E402
-from model import Cache, final_scores, load_model, own_pairs, token_log_probs  # noqa: E402
+from model import Cache, final_scores, load_model, token_log_probs  # noqa: E402
 from plots import KINDS  # noqa: E402
 
 SCRIPTS = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo}
@@ -56,10 +57,16 @@ def train(script, seed, name, *options):
 def pretrained(seed):
     """The pretrained model of a seed and the pairs of its own answers, both made if missing."""
     figures, home = train("pretrain", seed, "pretrain"), home_of(seed, "pretrain")
-    args = dpo.parser.parse_args(["--init", str(home), "--seed", str(seed)])
-    with contextlib.redirect_stdout(io.StringIO()):
-        own_pairs(args, load_model(home), Tokenizer.load(home))
+    if not (home / "preferences.jsonl").exists():
+        ask(home, seed)
     return figures
+
+
+def ask(home, seed, n=16000):
+    """Pairs of a model's own answers, as `sample.py --ask` writes them."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        words = ["--ask", str(n), "--init", str(home), "--seed", str(seed)]
+        sample.main(sample.parser.parse_args(words))
 
 
 @torch.no_grad()

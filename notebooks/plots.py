@@ -95,8 +95,8 @@ def spoiled(post, rng=random):
     other = lambda key, word: rng.choice([w for w in WORDS[post.split(":")[0]][key] if w != word])
     small_talk = rng.choice(sorted(SMALL_TALK_SENTENCES))
     return f" {name} {verb} my {thing} {place}.", {
-        "beside the point": f" {small_talk}",
-        "no place": f" {name} {verb} my {thing}.",
+        "off topic": f" {small_talk}",
+        "short": f" {name} {verb} my {thing}.",
         "rambling": f" {name} {verb} my {thing} {place}. {small_talk}",
         "a dish for the thing": f" {name} {verb} my {rng.choice(DISHES)} {place}.",
         "a greeter for the name": f" {rng.choice(GREETERS)} {verb} my {thing} {place}.",

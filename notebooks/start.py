@@ -34,11 +34,11 @@ def run(name, *options, quiet=False):
     """Run a script, as in `python NAME.py OPTIONS`. Returns its logged steps and its final figures."""
     script, words = importlib.import_module(name), [str(option) for option in options]
     if QUICK:
-        words += SHORT[name] + ["--pairs", "300"] * (name in ("dpo", "reward") and "--data" not in words)
+        words += ["300"] * (words == ["--ask"]) + SHORT.get(name, [])
     args = script.parser.parse_args(words)
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
         script.main(args)
-    return plots.read_metrics(args.out)
+    return plots.read_metrics(args.out) if name in SHORT else None
 
 
 def need(name, script=None, *options):
@@ -46,6 +46,8 @@ def need(name, script=None, *options):
     out = Path("runs", name)
     if not (out / "config.json").exists():
         run(script or name, *options, "--out", out, quiet=True)
+    if name == "pretrain" and not (out / "preferences.jsonl").exists():
+        run("sample", "--ask", quiet=True)
     return plots.read_metrics(out)
 
 

@@ -40,6 +40,7 @@ import model  # noqa: E402
 import ppo  # noqa: E402
 import pretrain  # noqa: E402
 import reward  # noqa: E402
+import sample  # noqa: E402
 from data import MAX_ANSWER_TOKENS, Tokenizer, ask_volunteers, documents, pad_rows, read_preferences  # noqa: E402
 from data import ASKED, batches, write_records  # noqa: E402
 from model import load_model  # noqa: E402
@@ -52,7 +53,7 @@ THEIRS = {
     "reward": {"lr": 3e-3, "batch_size": 64},
     "ppo": {"lr": 1e-3, "batch_size": 64, "minibatches": 1, "epochs": 2, "beta": 0.4, "steps": 80},
 }
-SCRIPTS = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo}
+SCRIPTS = {"pretrain": pretrain, "sample": sample, "dpo": dpo, "reward": reward, "ppo": ppo}
 POSTS = [d.prompt for d in documents(64, seed=[0, 8], kind="POST")]
 EVERY = {"dpo": 5, "ppo": 2}  # steps between two looks
 LIMIT = float(os.environ.get("LIMIT", math.inf))  # seconds for this leg
@@ -90,11 +91,10 @@ def find_target(folder):
 def ours(leg, home, seed, target):
     where = f"--init {home}/pretrain " if leg != "pretrain" else ""
     where += f"--reward {home}/reward " if leg == "ppo" else ""
-    script = SCRIPTS["dpo" if leg == "pairs" else leg]
-    args = script.parser.parse_args(f"{where}--out {home}/{leg} --seed {seed}".split())
-    if leg == "pairs":
-        model.own_pairs(args, load_model(args.init), Tokenizer.load(args.init))
-    elif leg in ("dpo", "ppo"):
+    script = SCRIPTS["sample" if leg == "pairs" else leg]
+    where += "--ask " if leg == "pairs" else f"--out {home}/{leg} "
+    args = script.parser.parse_args(f"{where}--seed {seed}".split())
+    if leg in ("dpo", "ppo"):
         reference, tokenizer, steps = load_model(args.init), Tokenizer.load(args.init), model.Run.__iter__
 
         def watched(run):

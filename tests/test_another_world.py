@@ -69,9 +69,10 @@ def run(where, *command):
 def test_the_whole_road_leads_through_another_world(elsewhere):
     """pretrain, dpo, reward, ppo and compare, with no other line changed."""
     assert "of 3" in run(elsewhere, "data.py")
-    more = {"pretrain": ["--steps", "60"], "dpo": ["--pairs", "300"]}
     for name, small in SCRIPTS.items():
-        run(elsewhere, f"{name}.py", *small.split(), *more.get(name, []))
+        run(elsewhere, f"{name}.py", *small.split(), *["--steps", "60"] * (name == "pretrain"))
+        if name == "pretrain":
+            run(elsewhere, "sample.py", "--ask", "300")
     run(elsewhere, "ppo.py", *SCRIPTS["ppo"].split(), "--reward", "judge", "--out", "runs/ppo-judge")
     pairs = [json.loads(line) for line in (elsewhere / "runs/pretrain/preferences.jsonl").open()]
     assert len(pairs) > 200 and all(re.fullmatch(r"\+: \d+\+\d+=", pair["prompt"]) for pair in pairs)

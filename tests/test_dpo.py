@@ -1,15 +1,13 @@
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import call, contents, copy, metrics, weights
+from conftest import call, copy, metrics
 
 import dpo
-import model
-from data import BadInput, Tokenizer, read_preferences
+from data import Tokenizer, read_preferences
 from dpo import dpo_loss, pair_log_probs
 from model import GPT, Config, load_model, seeded
 
@@ -203,20 +201,6 @@ def test_one_pass_learns_from_every_pair_once_and_from_no_held_out_one(home, mon
     assert sorted(tuple(map(tokenizer.decode, pair)) for pair in seen) == sorted(map(texts, learned))
 
 
-def test_a_second_round_asks_about_the_first_rounds_answers(home):
-    """Its pairs lie inside the aligned checkpoint; those of runs/pretrain stay as they are, byte for byte."""
-    copy("runs/dpo", "runs/round1")
-    before = contents("runs/pretrain")
-    call("dpo", "--init", "runs/round1", "--pairs", 40, "--out", "runs/round2")
-    assert contents("runs/pretrain") == before
-    ours, first = (read_preferences(f"runs/{name}/preferences.jsonl") for name in ("round1", "pretrain"))
-    assert 20 <= len(ours) <= 40
-    assert [pair["prompt"] for pair in ours] == [pair["prompt"] for pair in first][: len(ours)]  # same posts
-    assert all(set(a.items()) != set(b.items()) for a, b in zip(ours, first))  # other answers
-    assert not Path("runs/round2/preferences.jsonl").exists()
-    assert weights("runs/round2") != weights("runs/round1") == weights("runs/dpo")
-
-
 def test_a_new_checkpoint_does_not_inherit_pairs(home):
     """They would be another model's answers."""
     copy("runs/dpo", "runs/rewritten")
@@ -224,32 +208,6 @@ def test_a_new_checkpoint_does_not_inherit_pairs(home):
     call("dpo", "--out", "runs/rewritten")
     assert not Path("runs/rewritten/preferences.jsonl").exists()
     assert Path("runs/rewritten/preferences.jsonl.old").exists()
-
-
-def test_the_same_checkpoint_and_seed_give_the_same_pairs_whoever_asks_first(home):
-    pairs = {}
-    for name, seed in (("dpo", 1), ("reward", 1), ("dpo", 2)):
-        init = Path(f"runs/asked-by-{name}{seed}")
-        copy("runs/pretrain", init)
-        (init / "preferences.jsonl").unlink()
-        call(name, "--init", init, "--pairs", 40, "--seed", seed, "--out", f"{init}-out")
-        pairs[name, seed] = (init / "preferences.jsonl").read_bytes()
-    assert pairs["dpo", 1] == pairs["reward", 1] != pairs["dpo", 2]
-
-
-def test_pairs_that_are_there_are_not_asked_for_again(home):
-    before = contents("runs/pretrain")
-    call("dpo", "--pairs", 25, "--seed", 3, "--out", "runs/dpo-not-again")
-    assert contents("runs/pretrain") == before
-
-
-def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_sampled(home, monkeypatch):
-    copy("runs/pretrain", "runs/read-only")
-    Path("runs/read-only/preferences.jsonl").unlink()
-    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != ("runs/read-only", os.W_OK))
-    monkeypatch.setattr(model, "sample_texts", None)
-    with pytest.raises(BadInput, match="cannot be written; copy runs/read-only, or give pairs with --data"):
-        call("dpo", "--init", "runs/read-only", "--out", "runs/read-only-out")
 
 
 def test_the_volunteers_choose_as_often_as_they_say(home):

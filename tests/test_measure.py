@@ -97,7 +97,7 @@ def test_what_the_judge_thinks_of_the_answers_that_are_compared(kind):
     for document in documents(50, seed=3, kind=kind):
         full, faulty = plots.spoiled(document.prompt, random.Random(0))
         points = {fault: judge(document.prompt, answer) for fault, answer in faulty.items()}
-        assert judge(document.prompt, full) == 4 and points["no place"] == 3
+        assert judge(document.prompt, full) == 4 and points["short"] == 3
         assert all(points[f] == 2 for f in points if f.startswith(("a ", "another")))
 
 

@@ -457,7 +457,7 @@ def test_texts_are_continued_in_their_order_whatever_their_length():
     gpt = GPT(Config(len(tokenizer.vocab), 48, 16, 1, 2), seeded(0))
     gpt.transformer.wte.weight.data *= 30
     prompts = ["It", "It rained all day", "My cousin", "I", "It rained", "I had soup for", "The"]
-    found = sample_texts(gpt, tokenizer, prompts, 6, batch_size=3, temperature=0)
+    found = sample_texts(gpt, tokenizer, prompts, ("x",), 6, batch_size=3, temperature=0)
     for prompt, text in zip(prompts, found):
         tokens, mask, _ = generate(gpt, [tokenizer.encode(prompt)], 6, tokenizer.eos, temperature=0)
         assert text == tokenizer.decode(tokens[mask])
@@ -466,6 +466,23 @@ def test_texts_are_continued_in_their_order_whatever_their_length():
 
 # ----------------------------------------------------------------------------------------------------
 # The optimizers
+
+
+def test_a_frozen_parameter_and_the_mean_gradient_of_two_processes(monkeypatch):
+    """The other process has three times the gradient and three times the tokens: (1 · g + 3 · 3g) / 4."""
+    network, learned = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1, bias=False)
+    for p in network.parameters():
+        p.requires_grad_(False)
+    learned.weight.grad = torch.tensor([[0.04, 0.0]])
+    both = torch.nn.Sequential(network, learned)
+    monkeypatch.setattr(M, "WORLD_SIZE", 2)
+    other = iter([torch.tensor([[0.36, 0.0]]), 3.0])  # that one's gradient times its weight, and the weight
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(next(other)))
+    before = learned.weight.detach().clone()
+    M.update([both], [torch.optim.SGD(learned.parameters(), lr=1.0)], weight=1)
+    assert torch.allclose(before - learned.weight, torch.tensor([[0.1, 0.0]]))
+    assert network.weight.grad is None
+
 
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -753,13 +770,15 @@ def test_a_configuration_that_asks_for_more_than_there_is_costs_no_memory(gpt, t
 
 
 def test_a_new_field_of_the_configuration_is_saved_and_read_by_its_name(gpt, tmp_path, monkeypatch):
-    """Whatever its place among the others. The directory then does not say that it is a GPT-2."""
+    """Whatever its place among the others. At its default the network is still a GPT-2, and else not."""
 
     @dataclass
     class Wider(Config):
         n_experts: int = 1
 
     monkeypatch.setattr(M, "Config", Wider)
+    save_model(GPT(Wider(**vars(CONFIG))), NO_TEXT, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "gpt2"
     config = Wider(n_experts=3, **vars(CONFIG))
     save_model(GPT(config), NO_TEXT, tmp_path)
     assert load_model(tmp_path).config == config
@@ -770,7 +789,9 @@ def test_a_new_field_of_the_configuration_is_saved_and_read_by_its_name(gpt, tmp
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("change", ["no positions", "norms without a bias", "one matrix more"])
+@pytest.mark.parametrize(
+    "change", ["no positions", "norms without a bias", "one matrix more", "a second head"]
+)
 def test_a_network_with_other_weights_does_not_say_that_it_is_a_gpt2(gpt, tmp_path, change):
     assert M.model_type(gpt) == M.model_type(ScalarGPT(CONFIG)) == "gpt2"
     match change:
@@ -780,6 +801,9 @@ def test_a_network_with_other_weights_does_not_say_that_it_is_a_gpt2(gpt, tmp_pa
             gpt.transformer.ln_f = torch.nn.LayerNorm(32, bias=False)
         case "one matrix more":
             gpt.transformer.h[0].mlp.gate = torch.nn.Linear(32, 128)
+        case "a second head":
+            gpt = ScalarGPT(CONFIG)
+            gpt.doubt = torch.nn.Linear(32, 1, bias=False)
     save_model(gpt, NO_TEXT, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "changed-gpt2"
 

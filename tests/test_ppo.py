@@ -1,4 +1,5 @@
 import math
+import random
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from conftest import call, copy, metrics
 
 import ppo
-from data import ASKED, KINDS, Tokenizer, documents, read_preferences
+from data import ASKED, KINDS, Tokenizer, documents, load_pairs, read_preferences, write_records
 from model import ScalarGPT, generate, load_model, save_model, seeded
 from ppo import CLIP, LAMBDA, gae, group_advantages, policy_loss, token_rewards, value_loss, whiten
 
@@ -297,6 +298,19 @@ def test_the_held_out_prompts_are_measured_and_never_learned_from(home, monkeypa
     final = metrics("runs/ppo-held-out")[-1]
     assert final["reward"] == pytest.approx(np.mean(scores), abs=1e-4)
     assert final["kl"] == pytest.approx(np.mean(kls), abs=1e-4)
+
+
+def test_prompts_that_come_back_are_held_out_from_ppo_as_from_the_reward_model(home):
+    """A hundred pairs about forty prompts in any order: all pairs of a prompt lie on one side."""
+    rng = random.Random(3)
+    rows = [{"prompt": f"It is {rng.randrange(40)}", "chosen": " yes", "rejected": " no"} for _ in range(100)]
+    write_records("again.jsonl", rows)
+    tokenizer = Tokenizer.load("runs/pretrain")
+    pairs, _, n_val = load_pairs("again.jsonl", tokenizer, 128, 8)
+    train, val = ppo.load_prompts(ppo.parser.parse_args(["--data", "again.jsonl"]), tokenizer, 99)
+    unique = lambda pairs: {tuple(prompt) for prompt, *_ in pairs}
+    assert {*map(tuple, val)} == unique(pairs[-n_val:]) and {*map(tuple, train)} == unique(pairs[:-n_val])
+    assert len(val) >= 3 and len(train) == len(unique(pairs[:-n_val]))  # each once
 
 
 def test_it_starts_as_the_reference_and_explains_every_figure(home):

@@ -34,8 +34,7 @@ def shortened(command):
     """A command with short settings, which come last and so count."""
     script = command.split()[1]
     more = SHORT.get(script, "")
-    if script in ("dpo.py", "reward.py") and "--data" not in command:
-        more += " --pairs 120"
+    command = command.replace("--ask", "--ask 120")
     if "--compare" in command:
         more += " --n-prompts 2 --answers 8"
     return f"{command} {more}".replace("python", shlex.quote(sys.executable), 1)
@@ -73,7 +72,8 @@ def test_there_are_commands():
 
 def test_every_command_works(clone):
     """In the README's order: each goes on from what those before it left."""
-    for command in [*COMMANDS, "python dpo.py --init runs/dpo --out runs/dpo2"]:
+    second = ["python sample.py --ask --init runs/dpo", "python dpo.py --init runs/dpo --out runs/dpo2"]
+    for command in COMMANDS + second:
         done = subprocess.run(
             shortened(command),
             shell=True,

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import (
     MODULES,
     SCRIPTS,
@@ -109,6 +110,53 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(home, strai
     assert not Path(out, "resume.pt").exists()
 
 
+@pytest.fixture
+def dropout(monkeypatch):
+    """What somebody may add: a dropout in each MLP, which takes its numbers from the global generator."""
+    mlp = model.MLP.forward
+    monkeypatch.setattr(model.MLP, "forward", lambda self, x: F.dropout(mlp(self, x), 0.3, self.training))
+
+
+@every_script
+def test_a_dropout_that_somebody_adds_is_resumed_bit_for_bit(home, straight, dropout, name):
+    """It acts on what is learned, but not in PPO, whose ratio needs the same network twice."""
+    whole, out = f"runs/{name}-dropout", f"runs/{name}-dropout-stopped"
+    torch.manual_seed(5)
+    on_the_clock(name, "--out", whole)
+    on_the_clock(name, "--out", out, stop_after=4)
+    torch.manual_seed(99)
+    on_the_clock(name, "--out", out, "--resume")
+    assert weights(out) == weights(whole)
+    assert (weights(out) == weights(f"runs/{name}-straight")) == (name == "ppo")
+
+
+@every_script
+def test_a_dropout_leaves_all_that_is_measured_alone(home, monkeypatch, request, name):
+    """At a rate that moves nothing: reference, samples and held-out figures are those without it."""
+    figures = []
+    for _ in range(2):
+        call(name, "--out", f"runs/{name}-measured", "--lr", 1e-9)
+        figures.append(metrics(f"runs/{name}-measured")[-1])
+        request.getfixturevalue("dropout")
+    for key in figures[0].keys() - {"seconds", "val_accuracy"}:  # of margins that are roundings
+        assert figures[1][key] == pytest.approx(figures[0][key], abs=1e-6), key
+
+
+def test_the_global_generator_is_seeded_by_seed_step_and_process(tmp_path, monkeypatch):
+    def drawn(rank, seed, **more):
+        monkeypatch.setattr(model, "RANK", rank)
+        args = run_args(tmp_path / f"{rank}-{seed}")
+        args.seed = seed
+        torch.manual_seed(len(more))  # whatever was drawn before
+        run = model.Run(args, "own", 5, [], [torch.nn.Linear(1, 1)], [])
+        run.step = more.get("begin", 0)
+        return [torch.rand(1).item() for _ in run]
+
+    first = drawn(0, 1)
+    assert drawn(0, 1, begin=2) == first[2:]
+    assert len({*first, *drawn(1, 1), *drawn(0, 2)}) == 15
+
+
 @every_script
 def test_a_run_that_was_stopped_after_its_last_step_can_be_resumed(home, straight, monkeypatch, name):
     """The last step is done and saved, but no model was written yet."""
@@ -150,13 +198,10 @@ def test_what_a_script_keeps_in_its_state_comes_back(tmp_path):
 
 @every_script
 def test_all_randomness_comes_from_generators_of_its_own(home, straight, monkeypatch, name):
-    """Neither the seeds of the whole process nor texts that nobody samples change anything."""
+    """The seeds of the whole process change nothing."""
     torch.manual_seed(7)
     np.random.seed(7)
     random.seed(7)
-    silent = lambda network, tokenizer, prompts, *how, **more: [""] * len(prompts)
-    if hasattr(MODULES[name], "sample_texts"):
-        monkeypatch.setattr(MODULES[name], "sample_texts", silent)
     call(name, "--out", f"runs/{name}-other-randomness")
     assert weights(f"runs/{name}-other-randomness") == weights(f"runs/{name}-straight")
 
@@ -181,12 +226,15 @@ def test_a_run_does_not_go_on_from_something_else(home, tmp_path, name, what):
     copy("runs/reward", here["reward"])
     here["pairs"].write_bytes(Path("runs/pretrain/preferences.jsonl").read_bytes())
     here["text"].write_text("one two three four five six seven\n" * 100)
-    options = ["--init", here["init"], "--out", tmp_path / "out"]
+    options, known = (
+        ["--init", here["init"], "--out", tmp_path / "out"],
+        vars(MODULES[name].parser.parse_args([])),
+    )
     if what == "the text":
         options += ["--data", here["text"], "--block-size", 32]
-    elif name != "pretrain":
+    elif "data" in known and name != "pretrain":
         options += ["--data", here["pairs"]]
-    options += ["--reward", here["reward"]] if name == "ppo" else []
+    options += ["--reward", here["reward"]] if "reward" in known else []
     options += ["--advantage", advantage[0]] if advantage else []
     on_the_clock(name, *options, stop_after=3)
     before = contents(tmp_path / "out")
@@ -417,12 +465,18 @@ REFUSED = {
     "pretrain --data books.tar.gz": "books.tar.gz:1: not text; an archive must be unpacked first",
     "pretrain --init nowhere": "nowhere: no checkpoint there",
     "pretrain --init runs/reward": "runs/reward: a reward model, not a language model",
-    "pretrain --init runs/dpo --n-layer 3": "--n-layer has no effect beside --init",
-    "pretrain --init runs/dpo --block-size 99": "--block-size has no effect beside --init",
+    "pretrain --init runs/dpo --n-layer 3": "--n-layer has no effect with --init",
+    "pretrain --init runs/dpo --block-size 99": "--block-size has no effect with --init",
+    "pretrain --init runs/dpo --out runs/dpo": "--out runs/dpo would overwrite the model that is read",
+    "dpo --init runs/dpo": "--out runs/dpo would overwrite the model that is read",
+    "dpo --init runs/bare": "for the embedded world, run python sample.py --ask --init runs/bare",
+    "reward --init runs/bare": "runs/bare/preferences.jsonl: not there; give --data FILE or",
+    "ppo --init runs/bare": "runs/bare/preferences.jsonl: not there; give --data FILE or",
+    "ppo --out runs/reward": "--out runs/reward would overwrite the model that is read",
+    "ppo --reward runs/dpo --out ./runs/../runs/dpo": "would overwrite the model that is read",
     "dpo --init nowhere": "nowhere: no checkpoint there",
     "dpo --data nothing.jsonl": "nothing.jsonl: cannot be read",
     "dpo --data few.jsonl": "few.jsonl: too few pairs (5, of which 0 have equal answers",
-    "dpo --data few.jsonl --pairs 30": "--pairs has no effect beside --data",
     "dpo --loss sft --beta 2": "--beta has no effect on --loss sft",
     "dpo --data bad.jsonl": "bad.jsonl:2: not JSON",
     "dpo --data equal.jsonl": "equal.jsonl: too few pairs (30, of which 30 have equal answers",
@@ -435,11 +489,9 @@ REFUSED = {
     f"dpo --device {NO_DEVICE}": "there is none here",
     "reward --init nowhere": "nowhere: no checkpoint there",
     "reward --data few.jsonl": "few.jsonl: too few pairs (5, of which 0 have equal answers",
-    "reward --data few.jsonl --pairs 30": "--pairs has no effect beside --data",
     "reward --batch-size 5000": "not fewer than --batch-size",
     "ppo --init nowhere": "nowhere: no checkpoint there",
     "ppo --init runs/reward": "runs/reward: a reward model, not a language model",
-    "ppo --init runs/dpo": "runs/dpo/preferences.jsonl: cannot be read",
     "ppo --reward nowhere": "nowhere: no checkpoint there",
     "ppo --reward runs/pretrain": "runs/pretrain: not aligned, so it has no implicit reward",
     "ppo --reward runs/foreign": "runs/foreign: its tokenizer is not that of runs/pretrain",
@@ -459,6 +511,8 @@ REFUSED = {
     "sample --compare --init runs/dpo": "--init has no effect with --compare",
     "sample --compare --max-new-tokens 9": "--max-new-tokens has no effect with --compare",
     "sample --compare --prompt x": "--prompt has no effect with --compare",
+    "sample --ask --label 3": "--label has no effect with --ask",
+    "sample --ask 20 --init nowhere": "nowhere: no checkpoint there",
     "sample --json": "--json has no effect without --compare",
     "sample --data few.jsonl": "--data has no effect without --label",
     "sample --label 1 --max-new-tokens 999": "no new prompt is left that fits",
@@ -495,6 +549,8 @@ def strange_files(finished):
     Path("latin.txt").write_bytes("fine\nça\n".encode("latin-1"))
     Path("file").write_text("")
     call("pretrain", "--out", "runs/foreign", "--vocab-size", 270)
+    copy("runs/pretrain", "runs/bare")
+    Path("runs/bare/preferences.jsonl").unlink()
     os.chdir(before)
 
 
@@ -606,16 +662,20 @@ def test_damaged_files_are_read_or_refused_but_never_crash(home, tmp_path, littl
     [
         ("sample", ["--init", "runs/dpo", "--prompt", "POST: ünï 日本 €"], "latin-1", 0, "POST: ünï 日本 €"),
         ("sample", ["--init", "nö-€", "--prompt", "x"], "ascii", 2, "nö-€: no checkpoint there"),
-        ("dpo", ["--pairs", 20, "--out", "runs/asked"], "ascii", 0, "pairs of answers …"),
+        (
+            "sample",
+            ["--init", "runs/asked", "--ask", 20],
+            "ascii",
+            0,
+            "the other pairs of answers were the same",
+        ),
         ("data", [], "ascii", 0, "TL;DR:"),
     ],
 )
 def test_any_standard_output_will_do(home, name, options, encoding, status, expected):
     """Not only a UTF-8 one: nothing ends in an encoding error, and all is printed as UTF-8."""
-    if name == "dpo":  # it shall ask for pairs
-        copy("runs/pretrain", f"runs/{encoding}")
-        Path(f"runs/{encoding}/preferences.jsonl").unlink()
-        options = ["--init", f"runs/{encoding}", *options]
+    if "--ask" in options:
+        copy("runs/pretrain", "runs/asked")
     process = start(name, *options, env={"PYTHONIOENCODING": encoding})
     printed, said = process.communicate()
     assert process.returncode == status and "Traceback" not in said, said

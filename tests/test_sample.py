@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, call
-from data import BEST, COMPARED, KINDS, MAX_ANSWER_TOKENS, Tokenizer, documents, encode_pairs, judge, kind_of
-from data import printable
+import sample
+from conftest import ROOT, call, contents, copy, start, weights
+from data import ASKED, BEST, COMPARED, KINDS, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents
+from data import encode_pairs, judge, kind_of, printable, read_preferences
 from dpo import pair_log_probs
 from model import generate, load_model, seeded
 from sample import frontier, measure, optimal_weights, standard_errors, wins
+from test_runs import TORCHRUN
 
 SMALL = ["--n-prompts", 4, "--answers", 16]
 KEYS = {"score", "kl", "optimal_score", "share", "win_rate", "length"}
@@ -199,6 +201,78 @@ def test_the_table_has_the_kinds_of_answers_and_fits_into_95_columns(speak):
 
 
 # ----------------------------------------------------------------------------------------------------
+# Asking
+
+
+def asked(name, *options):
+    """The pairs of a new copy of the pretrained model, of which `sample.py --ask` was asked."""
+    copy("runs/pretrain", f"runs/{name}")
+    Path(f"runs/{name}/preferences.jsonl").unlink()
+    call("sample", "--init", f"runs/{name}", "--ask", *options)
+    return Path(f"runs/{name}/preferences.jsonl").read_bytes()
+
+
+def test_asking_by_hand(home):
+    """Two answers a prompt, prompts of similar length together, from the generator of that batch."""
+    records = [json.loads(line) for line in asked("by-hand", 300, "--seed", 4).splitlines()]
+    tokenizer, model = Tokenizer.load("runs/pretrain"), load_model("runs/pretrain")
+    prompts = [d.prompt for d in documents(300, [4, ASKED], kind=KINDS[0])]
+    rows = sorted([(len(tokenizer.encode(p)), i, p) for i, p in enumerate(p for p in prompts for _ in "12")])
+    answers = {}
+    for b in range(3):  # of 256, 256 and 88
+        some, generator = rows[256 * b : 256 * (b + 1)], seeded("asked", 4, b)
+        ids = [tokenizer.encode(prompt) for _, _, prompt in some]
+        tokens, mask, _ = generate(model, ids, MAX_ANSWER_TOKENS, tokenizer.eos, generator=generator)
+        answers |= {i: tokenizer.decode(row[new]) for (_, i, _), row, new in zip(some, tokens, mask)}
+    both = {prompt: {answers[2 * i], answers[2 * i + 1]} for i, prompt in enumerate(prompts)}
+    assert [r["prompt"] for r in records] == [p for p in prompts if len(both[p]) == 2]
+    assert all({r["chosen"], r["rejected"]} == both[r["prompt"]] for r in records)
+
+
+def test_the_same_pairs_from_any_number_of_processes_and_others_from_another_seed(home):
+    one, other = asked("one-asks", 300), asked("other-seed", 300, "--seed", 2)
+    copy("runs/pretrain", "runs/two-ask")
+    options = "sample", "--init", "runs/two-ask", "--ask", 300
+    process = start(*options, env={"OMP_NUM_THREADS": "1"}, launcher=TORCHRUN)
+    printed, said = process.communicate()
+    assert process.returncode == 0 and printed.count("Next: python dpo.py --init runs/two-ask") == 1, said
+    assert Path("runs/two-ask/preferences.jsonl").read_bytes() == one != other
+    assert Path("runs/two-ask/preferences.jsonl.old").exists()
+
+
+def test_a_second_round_asks_about_the_first_rounds_answers(home, speak):
+    """Its pairs lie inside the aligned checkpoint; those of runs/pretrain stay as they are, byte for byte."""
+    copy("runs/dpo", "runs/round1")
+    before = contents("runs/pretrain")
+    assert speak("sample", "--ask", 40, "--init", "runs/round1")[0] == 0
+    call("dpo", "--init", "runs/round1", "--out", "runs/round2")
+    assert contents("runs/pretrain") == before
+    ours, first = (read_preferences(f"runs/{name}/preferences.jsonl") for name in ("round1", "pretrain"))
+    assert 20 <= len(ours) <= 40
+    assert {pair["prompt"] for pair in ours} <= {d.prompt for d in documents(40, [1, ASKED], kind=KINDS[0])}
+    assert not [pair for pair in ours if pair in first]  # other answers
+    assert not Path("runs/round2/preferences.jsonl").exists()
+    assert weights("runs/round2") != weights("runs/round1") == weights("runs/dpo")
+
+
+def test_asking_again_puts_the_older_file_aside_and_says_so(home, speak):
+    older = asked("again", 30)
+    status, printed, _ = speak("sample", "--ask", 20, "--init", "runs/again", "--seed", 9)
+    assert (
+        status == 0 and "runs/again/preferences.jsonl: the older file is now preferences.jsonl.old" in printed
+    )
+    assert Path("runs/again/preferences.jsonl.old").read_bytes() == older
+    assert 0 < len(read_preferences("runs/again/preferences.jsonl")) <= 20
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_sampled(home, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != ("runs/pretrain", os.W_OK))
+    monkeypatch.setattr(sample, "sample_texts", None)
+    with pytest.raises(BadInput, match="cannot be written; copy runs/pretrain, and ask the copy"):
+        call("sample", "--ask", 20)
+
+
+# ----------------------------------------------------------------------------------------------------
 # Talking and labelling
 
 
@@ -250,7 +324,7 @@ def test_labelling_takes_its_prompts_from_a_file(speak):
 
 
 def test_a_person_labels_through_a_terminal_and_the_model_follows(home):
-    """The person likes the shorter answer, skips one, takes one back, quits, and comes again."""
+    """The person likes the shorter answer, skips one, quits, and comes again."""
 
     def session(keys, n):
         """Play a list of keys, "shorter" standing for the key of the shorter answer; then q."""
@@ -259,7 +333,7 @@ def test_a_person_labels_through_a_terminal_and_the_model_follows(home):
         command = [str(part) for part in [*command, "--max-new-tokens", 12]]
         process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)
-        seen, keys = "", list(keys)
+        seen, answers, keys = "", "", list(keys)
         while True:
             try:
                 seen += os.read(master, 4096).decode("utf-8", "replace")
@@ -267,8 +341,9 @@ def test_a_person_labels_through_a_terminal_and_the_model_follows(home):
                 break
             if seen.endswith("q> "):
                 key = keys.pop(0) if keys else "q"
-                if key == "shorter":
+                if "\r\n  1 " in seen:
                     answers = seen[seen.rindex("\r\n  1 ") :]
+                if key == "shorter":
                     first, second = answers.split("\r\n  2 ")
                     key = "1" if len(first) - 6 <= len(second.split("\r\n[")[0]) else "2"
                 seen = ""
@@ -276,7 +351,7 @@ def test_a_person_labels_through_a_terminal_and_the_model_follows(home):
         assert process.wait() == 0
         return [json.loads(line) for line in Path("labels.jsonl").read_text().splitlines()]
 
-    first = session(["shorter", "s", "shorter", "nonsense", "shorter", "u"], 10)
+    first = session(["shorter", "s", "nonsense", "shorter"], 10)
     assert len(first) == 2
     both = session(["shorter"] * 40, 40)
     assert len(both) == 42 and both[:2] == first

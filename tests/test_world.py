@@ -19,7 +19,7 @@ SMALL_WORDS = {
     "POST": dict(zip(KEYS, (["cousin", "boss"], ["Ada", "Ben"], ["lost"], ["kite", "hat"], ["upstairs"]))),
     "LETTER": dict(zip(KEYS, (["aunt"], ["Otto", "Iris", "Clara"], ["stole"], ["wig", "tent"], ["aloft"]))),
 }
-TRYING = ["full", "short", "wrong thing", "wrong name", "beside the point", "rambling"]
+TRYING = ["full", "short", "wrong thing", "wrong name", "off topic", "rambling"]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def small_world(monkeypatch):
     monkeypatch.setattr(data, "DISHES", dishes)
     monkeypatch.setattr(data, "GREETERS", greeters)
     monkeypatch.setattr(data, "SMALL_TALK", [*talk, ("I need tea.",)])
-    monkeypatch.setattr(data, "WRITERS", ["lazy"] * 3 + TRYING)
+    monkeypatch.setattr(data, "WRITERS", ["repeats"] * 3 + TRYING)
 
 
 def all_documents(kind):
@@ -72,15 +72,15 @@ def test_probabilities_entropy_and_kinds_of_answers_equal_an_exhaustive_count(sm
         answered[writer, kind_of(prompt, response)] += p
     first = 1 / 2 * 1 / 3 + 1 / 2 * 1 / 4  # the news stands first, among three sentences or four
     expected = {
-        ("lazy", "lucky"): 3 / 9 * first,
-        ("lazy", "repeats"): 3 / 9 * (1 - first),
+        ("repeats", "lucky"): 3 / 9 * first,
+        ("repeats", "repeats"): 3 / 9 * (1 - first),
         ("full", "full"): 1 / 9,
         ("short", "short"): 1 / 9,
         ("wrong thing", "wrong, obvious"): 1 / 9 * 3 / 4,
         ("wrong thing", "wrong, hidden"): 1 / 9 * 1 / 4,
         ("wrong name", "wrong, obvious"): 1 / 9 * 3 / 4,
         ("wrong name", "wrong, hidden"): 1 / 9 * 1 / 4,
-        ("beside the point", "off topic"): 1 / 9,
+        ("off topic", "off topic"): 1 / 9,
         ("rambling", "rambling"): 1 / 9,
     }
     assert answered == pytest.approx(expected)
@@ -183,11 +183,11 @@ def kind_by_writer(document):
     """The kind of an answer, from who wrote it and a look at its words."""
     said = set(re.findall(r"\w+", document.response))
     match document.writer:
-        case "lazy":
+        case "repeats":
             return "lucky" if "My" in said else "repeats"
         case "wrong thing" | "wrong name":
             return "wrong, obvious" if said & {*DISHES, *GREETERS} else "wrong, hidden"
-        case "beside the point":
+        case "off topic":
             return "off topic"
         case writer:
             return writer
