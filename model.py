@@ -615,10 +615,12 @@ def load_model(directory, network=GPT, new_head=None):
         fresh = network(Config(1, 1, config.n_embd, 0, 1), new_head).state_dict()
         tensors |= {name: tensor for name, tensor in fresh.items() if not name.startswith("transformer.")}
     try:
+        sizes = [*tensors["transformer.wte.weight"].shape, *tensors["transformer.wpe.weight"].shape]
+        if sizes != [config.vocab_size, config.n_embd, config.n_positions, config.n_embd]:
+            raise ValueError(f"size mismatch, embeddings of {sizes}")
         if f"transformer.h.{config.n_layer - 1}.ln_1.weight" not in tensors:
             raise ValueError(f"there are no {config.n_layer} layers")
-        with torch.device("meta"):  # takes no memory; so a buffer must be among the saved tensors
-            model = network(config)
+        model = network(config)  # of a size that the file has, so a wrong number asks for no memory
         model.load_state_dict(tensors, assign=True)
     except Exception as error:
         what = " ".join(str(error).split())
