@@ -8,6 +8,8 @@
 5. Files: reading with one clear sentence when something is wrong, and writing.
 """
 
+import argparse
+import contextlib
 import gzip
 import heapq
 import itertools
@@ -25,6 +27,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # on Windows
 
 # ----------------------------------------------------------------------------------------------------
 # 1. The world: someone tells what happened, and someone else sums it up.
@@ -291,6 +298,15 @@ class Later(tuple):
     __lt__ = tuple.__gt__
 
 
+AS_GPT2 = {  # what a tokenizer.json may say: then it cuts text into tokens as GPT-2 does
+    "model": {"type": ["BPE"], "dropout": [None], "ignore_merges": [False], "byte_fallback": [False]},
+    "pre_tokenizer": {"type": ["ByteLevel"], "add_prefix_space": [False], "use_regex": [True]},
+    "normalizer": {"type": []},
+    "post_processor": {"type": ["ByteLevel", "TemplateProcessing"], "special_tokens": [{}]},
+}
+AS_GPT2["model"] |= dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), [None, ""])
+
+
 class Tokenizer:
     """Byte-level BPE. `vocab` maps a token to its id; `merges` lists pairs in the order of learning."""
 
@@ -307,9 +323,7 @@ class Tokenizer:
         """Merge the most frequent pair of neighbours, again and again, until the vocabulary is full."""
         smallest = len(BYTE_TO_CHAR) + len(SPECIAL)
         if vocab_size < smallest:
-            raise BadInput(
-                f"a vocabulary of {vocab_size} is too small: bytes and special tokens are {smallest}"
-            )
+            raise BadInput(f"a vocabulary of {vocab_size} is too small: bytes and special tokens: {smallest}")
         word_counts = Counter()
         for text in tqdm(texts, "counting words", leave=False, delay=3, disable=None):
             word_counts.update(found[0] for found in word_pattern().finditer(text))
@@ -335,23 +349,19 @@ class Tokenizer:
             (a, b), both = best, best[0] + best[1]
             tokens[both], grown = None, set()
             for i in set(where.pop(best)):
-                symbols, n = words[i]
-                for at, symbol in enumerate(symbols):
-                    if symbol == a and symbols[at + 1 : at + 2] == [b]:
-                        symbols[at : at + 2] = [both, None]
-                        if at > 0:  # only the neighbours of a merged place change
-                            left = symbols[at - 1] or symbols[at - 2]
-                            counts[left, a] -= n
-                            counts[pair := (left, both)] += n
-                            where[pair].append(i)
-                            grown.add(pair)
-                        if at + 2 < len(symbols):
-                            right = symbols[at + 2]
-                            counts[b, right] -= n
-                            counts[pair := (both, right)] += n
-                            where[pair].append(i)
-                            grown.add(pair)
-                symbols[:] = [symbol for symbol in symbols if symbol]
+                symbols, n = [None, *words[i][0], None], words[i][1]
+                for at in range(1, len(symbols) - 2):
+                    if symbols[at : at + 2] == [a, b]:
+                        symbols[at : at + 2] = [both, ""]
+                        # Only pairs with the neighbours of a merged place change.
+                        left, right = symbols[at - 1] or symbols[at - 2], symbols[at + 2]
+                        for old, new in (((left, a), (left, both)), ((b, right), (both, right))):
+                            if None not in new:
+                                counts[old] -= n
+                                counts[new] += n
+                                where[new].append(i)
+                                grown.add(new)
+                words[i] = [symbol for symbol in symbols if symbol], n
             del counts[best]
             for pair in grown:
                 heapq.heappush(heap, Later((counts[pair], pair)))
@@ -378,23 +388,41 @@ class Tokenizer:
         chars = "".join(token for token in tokens if token not in SPECIAL)
         return bytes(CHAR_TO_BYTE[c] for c in chars).decode("utf-8", "replace")
 
-    def files(self):
-        """The two files that GPT-2's tokenizer is made of, as {name: bytes}."""
+    def files(self, **settings):
+        """The files of a GPT-2 tokenizer, {name: bytes}: the two that it is made of, and newer programs' two.
+
+        `settings` go into tokenizer_config.json.
+        """
+        special = [token for token in SPECIAL if token in self.vocab]
+        how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        whole = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+        whole |= {"version": "1.0", **dict.fromkeys(("pre_tokenizer", "decoder"), byte_level)}
+        whole["added_tokens"] = [{"id": self.vocab[token], "content": token, **how} for token in special]
+        whole["model"] = {"type": "BPE", "vocab": self.vocab, "merges": self.merges}
+        settings |= {"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": False}
+        settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOS)
+        settings |= {"pad_token": PAD} if PAD in special else {}
         merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self.merges)
-        vocab = json.dumps(self.vocab, ensure_ascii=False)
-        return {"vocab.json": vocab.encode(), "merges.txt": merges.encode()}
+        found = {"vocab.json": self.vocab, "tokenizer.json": whole, "tokenizer_config.json": settings}
+        files = {name: json.dumps(content, ensure_ascii=False).encode() for name, content in found.items()}
+        return files | {"merges.txt": merges.encode()}
 
     @classmethod
     def load(cls, directory):
-        """Read both files. BadInput where they are missing, or are not GPT-2's."""
-        vocab_path, merges_path = Path(directory, "vocab.json"), Path(directory, "merges.txt")
-        if not vocab_path.exists():
-            other = Path(directory, "tokenizer.json").exists()
-            hint = "save its tokenizer as vocab.json and merges.txt" if other else "run pretrain.py first?"
-            raise BadInput(f"{directory}: no checkpoint there (vocab.json is missing); {hint}")
-        path = vocab_path
+        """Read vocab.json and merges.txt, or else tokenizer.json. BadInput where they are not GPT-2's."""
+        older = Path(directory, "vocab.json").exists()
+        path = Path(directory, "vocab.json" if older else "tokenizer.json")
+        if not path.exists():
+            raise no_checkpoint(directory, "vocab.json")
         try:
-            vocab = json.loads(read_text(path))
+            found = json.loads(read_text(path))
+            for part, may_say in () if older else AS_GPT2.items():
+                for key, value in (found.get(part) or {}).items():
+                    if value not in may_say.get(key, [value]):
+                        raise ValueError(f"{key} of {part} is {value!r}, which is not implemented")
+            added = [] if older else found["added_tokens"]
+            vocab = found if older else found["model"]["vocab"] | {x["content"]: x["id"] for x in added}
             if sorted(vocab.values()) != list(range(len(vocab))):
                 raise ValueError("the ids are not 0, 1, 2, …")
             for token in (*CHAR_TO_BYTE, EOS):
@@ -403,6 +431,13 @@ class Tokenizer:
             for token in vocab.keys() - {*SPECIAL}:
                 if not set(token) <= CHAR_TO_BYTE.keys():
                     raise ValueError(f"{token!r} is not made of bytes")
+            path = path.with_name("merges.txt") if older else path
+            lines = read_text(path).splitlines() if older else found["model"]["merges"]
+            merges = [line for line in lines if line and not (older and line.startswith("#version"))]
+            merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+            for number, pair in enumerate(merges, start=1):
+                if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
+                    raise ValueError(f"merge {number} is not of two tokens whose sum is a token")
             path = Path(directory, "tokenizer_config.json")
             settings = json.loads(read_text(path)) if path.exists() else {}
             for name in ("add_prefix_space", "add_bos_token"):
@@ -410,13 +445,6 @@ class Tokenizer:
                     raise ValueError(f"{name} is not implemented")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"{path}: not of a GPT-2 tokenizer ({error})") from None
-        merges = []
-        for number, line in enumerate(read_text(merges_path).splitlines(), start=1):
-            if line and not line.startswith("#version"):
-                pair = tuple(line.split(" "))
-                if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
-                    raise BadInput(f"{merges_path}:{number}: not two tokens whose sum is in vocab.json")
-                merges.append(pair)
         return cls(vocab, merges)
 
     def __eq__(self, other):
@@ -429,7 +457,7 @@ class Tokenizer:
 TURN = "\n\nAssistant:"  # in a transcript, what follows the last of these is the answer
 TURNS = {"user": "\n\nHuman:", "system": "\n\nSystem:", "assistant": TURN}
 USED, EMPTY = ("prompt", "chosen", "rejected", "certainty"), (None, "", [], {})
-CONVERSATION = "system messages tools history instruction input context question conversations".split()
+SPEAKS = "system|message|tool|history|instruction|input|context|question|conversation|document|image|steps"
 
 
 def read_chat(key, chat):
@@ -459,7 +487,9 @@ def canonical(record):
     prompt, *answers = (record.get(key) for key in USED[:3])
     if isinstance(prompt, str) and not prompt.strip():
         raise ValueError("the prompt is empty")
-    lost = [key for key in CONVERSATION if record.get(key) and not (key == "messages" and prompt)]
+    lost = [key for key in record if re.search(SPEAKS, key) and not key.endswith(("id", "ids"))]
+    lost = [key for key in lost if isinstance(record[key], (str, list, dict)) and record[key]]
+    lost = [key for key in lost if not (key == "messages" and prompt)]
     if lost or None in answers:
         found = f'"{lost[0]}" would be lost' if lost else f"found the keys {', '.join(record) or '(none)'}"
         raise ValueError(f"{found}; what is said goes under prompt, chosen, rejected")
@@ -508,12 +538,13 @@ def read_preferences(path):
         rows = json.loads(text) if is_array else text.split("\n")
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: starts with [ but is no JSON array ({error})") from None
-    records, ignored = [], {}
+    records, ignored, chats = [], {}, 0
     for number, row in enumerate(rows, start=1):
         if is_array or row.strip():
             try:
                 record = row if is_array else json.loads(row)
                 records.append(canonical(record))
+                chats += isinstance(record["chosen"], list)
                 ignored |= {key: None for key in record if key not in USED and record[key] not in EMPTY}
             except json.JSONDecodeError as error:
                 what = f"not JSON ({error.msg}); write one object on each line"
@@ -524,6 +555,10 @@ def read_preferences(path):
         raise BadInput(f"{path}: no preferences in it; write one object on each line")
     if ignored:
         print(printable(f"{path}: {len(records)} pairs; ignored in them: {', '.join(ignored)}"))
+    if 0 < chats < len(records):
+        print(f"{path}: {chats} of {len(records)} pairs are conversations; only these get their turns' names")
+    if n := sum(EOS in "".join(str(record[key]) for key in USED[:3]) for record in records):
+        print(f"{path}: {n} pairs have {EOS} in their texts; it is text there, and not the end of one")
     return records
 
 
@@ -531,18 +566,24 @@ def encode_pairs(tokenizer, records, context):
     """Preference records to token ids: a list of (prompt, chosen, rejected), and the records behind it.
 
     Prompt and answers are encoded apart, and both answers end with EOS. A text that is too long for
-    the context is cut: answers keep their start, prompts their end. A pair whose answers are equal
-    after that teaches nothing and is dropped.
+    the context is cut, and that is said: answers keep their start, prompts their end. A pair whose answers
+    are equal after that teaches nothing and is dropped.
     """
-    pairs, kept = [], []
+    pairs, kept, cut = [], [], defaultdict(list)  # the lengths of what is cut, in tokens
     for record in records:
         prompt = tokenizer.encode(record["prompt"])
-        chosen, rejected = (tokenizer.encode(record[k]) + [tokenizer.eos] for k in ("chosen", "rejected"))
-        chosen, rejected = chosen[: context // 2], rejected[: context // 2]
-        prompt = prompt[max(0, len(prompt) + max(len(chosen), len(rejected)) - context) :]
+        answers = [tokenizer.encode(record[key]) + [tokenizer.eos] for key in ("chosen", "rejected")]
+        cut["answers"] += [len(answer) for answer in answers if len(answer) > context // 2]
+        chosen, rejected = (answer[: context // 2] for answer in answers)
+        room = context - max(len(chosen), len(rejected))
+        cut["prompts"] += [len(prompt)] * (len(prompt) > room)
         if chosen != rejected:
-            pairs.append((prompt, chosen, rejected))
+            pairs.append((prompt[-room:], chosen, rejected))
             kept.append(record)
+    for what, lengths in cut.items():
+        if lengths:
+            longest = f"the longest has {max(lengths)}"
+            print(f"{len(lengths)} {what} are cut to fit the context, {context} tokens; {longest}")
     return pairs, kept
 
 
@@ -617,6 +658,14 @@ class BadInput(Exception):
 
     def __init__(self, message):
         super().__init__(printable(message.replace("\n", " ")))  # it may quote a file
+
+
+def no_checkpoint(directory, missing):
+    """What is wrong with a directory where a file of a checkpoint is missing."""
+    how = "run pretrain.py (--resume, if it was stopped); for GPT-2 see README"
+    if Path(directory, "adapter_config.json").exists():
+        how = "it is an adapter, which must be merged into its model"
+    return BadInput(f"{directory}: no checkpoint there (no {missing}); {how}")
 
 
 WHITE = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and not "\x1c" <= c <= "\x1f")  # GPT-2's
@@ -699,6 +748,25 @@ def write_files(directory, files):
             Path(f"{path}.tmp").unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(path):
+    """Keep others from writing to a file or a directory. The lock dies with its process, however that ends.
+
+    BadInput if another process holds it. Windows has no such locks: there nobody is kept out.
+    """
+    if not fcntl:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise BadInput(f"{path}: another run is writing there; wait for it, or give another place") from None
+    finally:
+        os.close(descriptor)
+
+
 def write_records(path, records):
     """Write records as JSONL, one object a line, all of them or nothing."""
     lines = "".join(f"{json.dumps(record)}\n" for record in records)
@@ -719,4 +787,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("data.py", description="Print texts of the embedded world.").parse_args()
     main()

@@ -29,6 +29,8 @@ takes less than a minute on two CPU cores (AVX2). What you see, all on held-out 
     chosen        implicit reward of the chosen answers. It may fall below 0: the loss asks for the
                   *difference* only, and both answers may make room for a better one that was not in
                   this pair. Watch `margin`, and the samples.
+    nats_per_token   the policy's surprise at the chosen answers. Beyond log V, what guessing blindly among
+                  V tokens would give, the policy is broken: lower --lr, or raise --beta.
 """
 
 import math
@@ -112,13 +114,14 @@ def main(args):
             """The loss and the implicit rewards β log(π / π_ref) on the held-out pairs, means."""
             parts = np.split(val, range(args.batch_size, n_val, args.batch_size))
             chosen, rejected = torch.cat([torch.stack(log_ratios(rows)) for rows in parts], dim=1)
-            margin = args.beta * (chosen - rejected)
+            margin, said = args.beta * (chosen - rejected), -(chosen + reference[val, 0])
             return {
                 "val_loss": dpo_loss(chosen, rejected, args.beta, args.loss).mean().item(),
                 "val_accuracy": (margin > 0).float().mean().item(),
                 "margin": margin.mean().item(),
                 "chosen": args.beta * chosen.mean().item(),
                 "rejected": args.beta * rejected.mean().item(),
+                "nats_per_token": (said.sum() / sum(len(pairs[i][1]) for i in val)).item(),
             }
 
         rng = np.random.default_rng(args.seed)
@@ -150,6 +153,7 @@ def main(args):
             elif step % 10 == 9:
                 run.log(weight=len(rows), loss=loss.item())
 
+        run.show(steps, policy, tokenizer, pairs[-1][0])
         # With β the model is a reward model, too: β log(π / π_ref), where π_ref is the model in --init. A
         # reference that moved isn't that one any more: then save None.
         policy.beta = None if args.loss == "sft" else args.beta
@@ -157,7 +161,12 @@ def main(args):
         best = best_accuracy(records[-n_val:])
         accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
         look = f'--init {args.out} --prompt "…"' if args.data else f"--compare {args.init} {args.out}"
-        run.finish(f"python sample.py {look}", val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
+        at_start = dpo_loss(torch.zeros(1), torch.zeros(1), args.beta, args.loss).item()
+        fault = loss >= at_start and "no better than guessing"
+        if metrics["nats_per_token"] > math.log(policy.config.vocab_size):
+            fault = "worse than guessing at what people say"
+        then = f"python sample.py {look}"
+        run.finish(then, fault, val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
 
 
 if __name__ == "__main__":

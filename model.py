@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data import MAX_ANSWER_TOKENS, BadInput, printable, write_files, write_records
+from data import MAX_ANSWER_TOKENS, BadInput, locked, no_checkpoint, printable, write_files, write_records
 
 # ----------------------------------------------------------------------------------------------------
 # 1. The model
@@ -558,14 +558,18 @@ def save_model(model, tokenizer, directory):
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos),
         "pad_token_id": tokenizer.pad,
-        "id2label": {"0": "score"},  # one label, for a reward model
+        "n_ctx": model.config.n_positions,  # an older name, which some programs ask for
         "architectures": [model.architecture],
         "model_type": model_type(model),
         "beta": model.beta,
     }
+    if isinstance(model, ScalarGPT):  # one number, and not its sigmoid
+        config |= {"id2label": {"0": "score"}, "problem_type": "regression"}
+    # Others write on after a batch of prompts, so these must end together; a score is read at the end.
+    side = "right" if isinstance(model, ScalarGPT) else "left"
     files = {
         "preferences.jsonl": None,  # put aside: pairs of the model that was here before
-        **tokenizer.files(),
+        **tokenizer.files(model_max_length=model.config.n_positions, padding_side=side),
         "model.safetensors": safetensors_bytes(tensors),
         "config.json": json.dumps(config, indent=2).encode(),  # the last: no checkpoint without it
     }
@@ -581,7 +585,7 @@ def load_model(directory, network=GPT, new_head=None):
     """
     path = Path(directory, "config.json")
     if not path.exists():
-        raise BadInput(f"{directory}: no checkpoint there (no config.json); run pretrain.py, or --resume?")
+        raise no_checkpoint(directory, "config.json")
     try:
         found = {"activation_function": "gelu_new", "beta": None}
         found |= json.loads(path.read_text(encoding="utf-8-sig"))
@@ -609,6 +613,8 @@ def load_model(directory, network=GPT, new_head=None):
     network = network or (ScalarGPT if has_head else GPT)
     if network is GPT and has_head:
         raise BadInput(f"{directory}: a reward model, not a language model; give what pretrain.py saved")
+    if network is ScalarGPT and not new_head and found.get("pad_token_id", -1) == found.get("eos_token_id"):
+        raise BadInput(f"{path}: pad_token_id is EOS, so its score is read before EOS, and not at it as here")
     if network is ScalarGPT and not has_head and not new_head:
         raise BadInput(f"{directory}: a language model, not a reward model; run reward.py first?")
     if new_head:
@@ -686,8 +692,8 @@ def slowdown(device):
 def set_up(args):
     """`with set_up(args) as device:` joins the other processes and turns on autocast.
 
-    The global generator is seeded, for whoever uses it. BadInput where the script would write to a place
-    that it reads a model from.
+    The global generator is seeded, for whoever uses it. A training script has the directory --out to itself.
+    BadInput where that is a place that it reads a model from, where another run writes, or one was stopped.
     """
     args.began = time.time()
     torch.manual_seed(args.seed)
@@ -706,8 +712,17 @@ def set_up(args):
         torch.distributed.init_process_group("nccl" if name == "cuda" else "gloo")
     low = getattr(args, "dtype", None) == "bfloat16"
     quiet = contextlib.redirect_stdout(open(os.devnull, "w")) if RANK else contextlib.nullcontext()
+    lock = contextlib.nullcontext()
+    if "resume" in args:
+        saved = Path(args.out, "resume.pt")
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        lock = lock if RANK else locked(args.out)
     # Nothing is cached, since the weights change while autocast is on.
-    with quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
+    with lock, quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
+        if "resume" in args and args.resume and not saved.exists():
+            raise BadInput(f"{saved}: not there, so there is nothing to resume; start without --resume")
+        if "resume" in args and not args.resume and saved.exists():
+            raise BadInput(f"{saved}: a run was stopped here; add --resume, or delete it to start afresh")
         if low and (times := slowdown(name)) > 1.5:
             print(f"bfloat16 takes {times:.0f} times as long as float32 here; leave --dtype out")
         yield torch.device(name)
@@ -730,6 +745,19 @@ NO_EFFECT_ON_RESULT = (
 )  # what is *in* data counts
 
 
+GOOD = {  # of the figures at the end of a run, what they are and which value is good
+    "val_loss": "of what is held out; lower is better",
+    "entropy": "nats per token: no model's loss can be lower",
+    "ratio": "times the entropy; 1 is the best possible",
+    "bits_per_byte": "gzip needs about 3, guessing 8",
+    "val_accuracy": "a coin is right in 0.5",
+    "best_accuracy": "the most that any model could reach",
+    "reward": "mean of held-out prompts; higher is better",
+    "kl": "nats per answer from the reference; as little as the reward allows",
+    "explained_variance": "of the critic; 1 is perfect, 0 knows only the mean",
+}
+
+
 class Run:
     """All that surrounds a training loop: progress, metrics, saving and resuming.
 
@@ -749,10 +777,6 @@ class Run:
     def __init__(self, args, title, steps, data, models, optimizers):
         self.path, self.title, self.steps, self.began = Path(args.out, "resume.pt"), title, steps, args.began
         self.seed = args.seed
-        parameters = [*models[0].parameters()]
-        n, device = sum(p.numel() for p in parameters), parameters[0].device
-        where = f"{args.init or 'from scratch'} → {args.out}"
-        print(f"{title}: {where}; {n:,} parameters, {steps} steps, on {device}")
         self.models, self.parts = models, [*models, *optimizers]
         self.step, self.metrics, self.state = 0, [], {}
         digest = zlib.crc32(json.dumps(data, default=zlib.crc32).encode())
@@ -761,11 +785,12 @@ class Run:
         options = {name: value for name, value in vars(args).items() if name not in NO_EFFECT_ON_RESULT}
         self.made_from = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
         self.made_from["the data or the first weights"] = digest
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if args.resume:
             self.load()
-        elif self.path.exists():
-            raise BadInput(f"{self.path}: a run was stopped here; add --resume, or delete it to start afresh")
+        parameters = [*models[0].parameters()]
+        n, device = sum(p.numel() for p in parameters), parameters[0].device
+        where = f"goes on after step {self.step}" if args.resume else args.init or "from scratch"
+        print(f"{title}: {where} → {args.out}; {n:,} parameters, {steps} steps, on {device}")
 
     def save(self):
         names = ("step", "metrics", "state", "made_from")
@@ -775,8 +800,6 @@ class Run:
         write_files(self.path.parent, {self.path.name: file.getvalue()})
 
     def load(self):
-        if not self.path.exists():
-            raise BadInput(f"{self.path}: not there, so there is nothing to resume; start without --resume")
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             before = saved["made_from"]
@@ -823,19 +846,24 @@ class Run:
         self.metrics.append({"step": self.step + 1, **metrics})
 
     def show(self, step, model, tokenizer, prompt, temperature=0):
-        """Print what the model answers to one prompt (a list of ids) as training goes on."""
+        """Print, and keep, what the model answers to one prompt (a list of ids) as training goes on."""
         how = {"temperature": temperature, "generator": seeded("shown", step, device=model.device)}
         tokens, mask, _ = generate(model, [prompt], MAX_ANSWER_TOKENS, tokenizer.eos, **how)
-        asked = f"{tokenizer.decode(prompt)}\n" * (step == 0)
-        self.bar.write(printable(f"{asked}  step {step:4}: {tokenizer.decode(tokens[mask]).strip()}"))
+        asked, answer = f"{tokenizer.decode(prompt)}\n" * (step == 0), tokenizer.decode(tokens[mask]).strip()
+        self.bar.write(printable(f"{asked}  step {step:4}: {answer}"))
+        self.metrics.append({"step": step, "answer": answer})
 
-    def finish(self, then, **metrics):
-        """The run is done and its model saved: show and write its metrics, and say what to do `then`."""
+    def finish(self, then, fault, **metrics):
+        """The run is done and its model saved: show and write its metrics, and say what to do `then`.
+
+        Or what is wrong with the model, if `fault` is a text: then there is nothing to go on with.
+        """
         metrics["seconds"] = time.time() - self.began
         for name, value in metrics.items():
             if value is not None:
-                print(f"{name:>20} {value:9.4f}")
-        print(f"saved to {self.path.parent}. Next: {then}")
+                print(f"{name:>20} {value:9.4f}   {GOOD.get(name, '')}")
+        then = f"But it is {fault}: try a lower --lr, or more --steps" if fault else f"Next: {then}"
+        print(f"saved to {self.path.parent}. {then}")
         if RANK == 0:
             write_records(self.path.with_name("metrics.jsonl"), [*self.metrics, {"final": True, **metrics}])
             self.path.unlink(missing_ok=True)
@@ -851,6 +879,8 @@ def run_script(main, parser):
         main(args)
     except BadInput as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except BrokenPipeError:  # whoever read the output, as in `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a disk that is full, a folder that may not be written
         where = error.filename or "writing"
         parser.exit(2, f"{parser.prog}: {where}: {error.strerror}; what was saved before is untouched\n")
@@ -862,3 +892,7 @@ def run_script(main, parser):
         saved = Path(getattr(args, "out", None) or "", "resume.pt").exists()
         how = "; the same command with --resume goes on from the last save" if saved else ""
         parser.exit(130, f"\n{parser.prog}: stopped{how}\n")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser("model.py", description="What the scripts share; run those.").parse_args()

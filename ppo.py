@@ -192,7 +192,8 @@ def load_prompts(args, tokenizer, room):
         raise BadInput(f"{args.data or args.init}: {len(prompts)} prompts are too few; give 20 or more")
     if room < 1:
         raise BadInput(f"{args.init}: its context leaves no room for answers of {MAX_ANSWER_TOKENS} tokens")
-    print(f"{len(prompts) - len(held)} prompts to learn on, {len(held)} held out")
+    cut = sum(len(tokenizer.encode(text)) > room for text in prompts)
+    print(f"{len(prompts) - len(held)} prompts to learn on, {len(held)} held out, {cut} cut to {room} tokens")
     train = [ids for text, ids in prompts.items() if text not in held]
     return train, [ids for text, ids in prompts.items() if text in held]
 
@@ -286,16 +287,20 @@ def main(args):
             metrics["length"] = mask.sum(1).float().mean()
             if use_critic:
                 metrics["value_loss"] = critic_loss.detach()
-                explained = 1 - (returns - old_values)[mask].var() / returns[mask].var().clamp(min=1e-8)
-                metrics["explained_variance"] = explained
+                error, variance = (returns - old_values)[mask].var(), returns[mask].var()
+                metrics["explained_variance"] = 1 - error / variance if variance > 1e-6 else 0.0
             run.log(weight=len(tokens), **{name: float(value) for name, value in metrics.items()})
 
         policy.beta = args.beta
         save_model(policy, tokenizer, args.out)
+        run.show(args.steps, policy, tokenizer, val[-1])
         reward, kl = evaluate()
         explained = float(metrics["explained_variance"]) if use_critic else None
         look = f'--init {args.out} --prompt "…"' if args.data else f"--compare {args.init} {args.out}"
-        run.finish(f"python sample.py {look}", reward=reward, kl=kl, explained_variance=explained)
+        before = next(line["objective"] for line in run.metrics if "objective" in line)  # of the reference
+        fault = reward - args.beta * kl < before and "no better than the model that it started from"
+        then = f"python sample.py {look}"
+        run.finish(then, fault, reward=reward, kl=kl, explained_variance=explained)
 
 
 if __name__ == "__main__":

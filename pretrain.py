@@ -164,11 +164,14 @@ def main(args):
             elif step % 10 == 9:
                 run.log(weight=mask.sum(), loss=loss.item())
 
+        run.show(args.steps, model, tokenizer, shown, temperature)
         model.beta = None  # --init may be an aligned model; this isn't one any more
         save_model(model, tokenizer, args.out)
         then = f"python sample.py --init {args.out} " + ('--prompt "…"' if args.data else "--ask")
         ratio = val_loss / entropy if entropy else None
-        run.finish(then, val_loss=val_loss, entropy=entropy, ratio=ratio, bits_per_byte=bits_per_byte)
+        fault = val_loss >= math.log(model.config.vocab_size) and "no better than guessing"
+        figures = {"val_loss": val_loss, "entropy": entropy, "ratio": ratio, "bits_per_byte": bits_per_byte}
+        run.finish(then, fault, **figures)
 
 
 if __name__ == "__main__":

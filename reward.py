@@ -20,6 +20,8 @@ you see while it runs, all on held-out pairs:
 The table shows calibration: of the pairs where the model was 80% sure, was it right in 80%?
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -129,7 +131,8 @@ def main(args):
         accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
         then = f"python ppo.py --init {args.init} --reward {args.out}"
         then += f" --data {args.data}" if args.data else ""
-        run.finish(then, val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
+        fault = loss >= math.log(2) and "no better than guessing"
+        run.finish(then, fault, val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
 
 
 if __name__ == "__main__":

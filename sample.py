@@ -20,10 +20,11 @@ At another temperature than 1 a model is another policy, the one that is really 
 and share are those of that policy. It is compared with the reference at temperature 1, always.
 """
 
-import itertools
+import contextlib
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -31,11 +32,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import ASKED, BEST, COMPARED, KINDS, LABELLED, MAX_ANSWER_TOKENS, BadInput, Tokenizer
-from data import ask_volunteers, documents, judge, kind_of, printable, read_preferences, read_text
+from data import ASKED, BEST, COMPARED, HELD_OUT, KINDS, LABELLED, MAX_ANSWER_TOKENS, BadInput, Tokenizer
+from data import ask_volunteers, documents, judge, kind_of, locked, printable, read_preferences
 from data import write_files, write_records
 from model import RANK, bar, generate, load_model, make_parser, number, refuse, run_script, sample_texts
 from model import seeded, set_up, token_log_probs
+
+ENOUGH = 32  # choices to learn from: one batch of dpo.py
+ESCAPED = {"n": "\n", "\\": "\\"}
+ESCAPES = r"\n stands for a new line, \\ for a backslash"
 
 parser = make_parser(
     "sample.py", "Talk to a checkpoint, ask which answers people prefer, compare checkpoints."
@@ -47,9 +52,10 @@ option("--max-new-tokens", type=number(int, 1), default=MAX_ANSWER_TOKENS, help=
 option("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of the sampling")
 option("--device", choices=["cpu", "cuda", "mps"], help="if left out, the best one here")
 option = parser.add_argument_group("talk").add_argument
-option("--prompt", metavar="TEXT", help=r"answer this and stop; \n stands for a new line")
+option("--prompt", metavar="TEXT", help=f"answer this and stop; {ESCAPES}")
 option("--top-k", type=number(int, 0), default=0, help="choose among the k likeliest tokens; 0: all")
 option("--top-p", type=number(float, 0, 1), default=1.0, help="choose among the likeliest with this mass")
+option("--words", metavar="DIR", help="of what --init was aligned from: each token's implicit reward")
 option = parser.add_argument_group("compare").add_argument
 option("--compare", nargs="*", metavar="DIR", help="checkpoints, reference first; none: those in runs/")
 option("--shifted", action="store_true", help="on the kind of prompts that no volunteer ever saw")
@@ -202,18 +208,19 @@ def ask(args, device):
     path, seed = Path(init, "preferences.jsonl"), [args.seed, ASKED]
     if not os.access(init, os.W_OK):
         raise BadInput(f"{path}: cannot be written; copy {init}, and ask the copy")
-    prompts = [document.prompt for document in documents(args.ask, seed, KINDS[0])]
-    twice = [prompt for prompt in prompts for _ in range(2)]
-    how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
-    answers = sample_texts(model, tokenizer, twice, ("asked", args.seed), **how)
-    records = ask_volunteers(prompts, answers, seed)
-    if not records:
-        raise BadInput(f"{init}: its two answers to a prompt are always the same; raise --temperature")
-    if RANK == 0:
-        if path.exists():
-            write_files(init, {path.name: None})
-            print(f"{path}: the older file is now {path.name}.old")
-        write_records(path, records)
+    with contextlib.nullcontext() if RANK else locked(init):
+        prompts = [document.prompt for document in documents(args.ask, seed, KINDS[0])]
+        twice = [prompt for prompt in prompts for _ in range(2)]
+        how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+        answers = sample_texts(model, tokenizer, twice, ("asked", args.seed), **how)
+        records = ask_volunteers(prompts, answers, seed)
+        if not records:
+            raise BadInput(f"{init}: its two answers to a prompt are always the same; raise --temperature")
+        if RANK == 0:
+            if path.exists():
+                write_files(init, {path.name: None})
+                print(f"{path}: the older file is now {path.name}.old")
+            write_records(path, records)
     print(f"{path}: {len(records)} choices; the other pairs of answers were the same. One of them:")
     print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}".format(**records[0])))
     print(f"Next: python dpo.py --init {init}")
@@ -228,69 +235,95 @@ def ask_user(question):
 
 def label(args, device):
     """Two answers side by side; the user chooses. Each choice is a line in a preference file at once."""
-    init = args.init or "runs/pretrain"
+    init, path = args.init or "runs/pretrain", Path(args.out)
     tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
-    path = Path(args.out)
-    lines = [line for line in read_text(path).split("\n") if line] if path.exists() else []
-    if lines and lines[0].startswith("["):
-        raise BadInput(f"{path}: a JSON array, to which no line can be added; give another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file, locked(path):
+        file.seek(0)
+        if (before := file.read()).lstrip()[:1] in (b"[", b"\x1f"):
+            raise BadInput(f"{path}: a JSON array or gzip, to which no line can be added; give another --out")
+        file.write(b"\n" * (before[-1:] not in (b"", b"\n")))
+        records = read_preferences(path) if before.strip() else []
+        if args.data:
+            prompts = [record["prompt"] for record in read_preferences(args.data)]
+        else:
+            n = len(records) + 3 * args.label
+            prompts = [document.prompt for document in documents(n, [args.seed, LABELLED], kind=KINDS[0])]
+        room, seen = model.config.n_positions - args.max_new_tokens, {record["prompt"] for record in records}
+        if room < 2:
+            raise BadInput(
+                f"--max-new-tokens {args.max_new_tokens}: the context has {room + args.max_new_tokens}"
+            )
+        fit = [p for p in dict.fromkeys(prompts) if p not in seen and 0 < len(tokenizer.encode(p)) < room]
+        if not fit:
+            raise BadInput(f"{args.data or init}: no new prompt is left of less than {room} tokens")
+        print(f"{path}: {len(records)} choices so far. 1 or 2: that one is better. s: skip. q: stop.\n")
 
-    def save():
-        write_files(path.parent, {path.name: "".join(f"{line}\n" for line in lines).encode()})
+        how, n = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}, 0
+        for prompt in fit:
+            answers = sample_texts(model, tokenizer, [prompt] * 2, ("labelled", args.seed, prompt), **how)
+            if answers[0] == answers[1] or not "".join(answers).strip():
+                continue  # there is nothing to choose
+            print(printable(f"{prompt}\n  1 {answers[0]}\n  2 {answers[1]}"))
+            key = ""
+            while key not in ("1", "2", "s", "q"):
+                key = ask_user(f"[{n + 1} of {args.label}] 1, 2, s, q> ")
+                key = "q" if key is None else key.strip().lower()
+            print()
+            if key in ("1", "2"):
+                chosen, rejected = answers if key == "1" else answers[::-1]
+                record = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+                file.write(f"{json.dumps(record)}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+                n += 1
+            if key == "q" or n == args.label:
+                break
+    n += len(records)
+    then = f"{ENOUGH - n} more are needed to learn from them" if n < ENOUGH else "Learn from them:"
+    print(f"{n} choices in {path}. {then}")
+    if n >= ENOUGH:
+        print(f"    python dpo.py --init {init} --data {path} --beta 0.1 --steps 30 --out runs/mine")
 
-    save()  # if it cannot be written, better to know before the first choice
-    seen = {record["prompt"] for record in read_preferences(path)} if lines else set()
-    if args.data:
-        prompts = [record["prompt"] for record in read_preferences(args.data)]
-    else:
-        n = len(seen) + 3 * args.label
-        prompts = [d.prompt for d in documents(n, [args.seed, LABELLED], kind=KINDS[0])]
-    room = model.config.n_positions - args.max_new_tokens
-    prompts = [p for p in dict.fromkeys(prompts) if p and p not in seen and len(tokenizer.encode(p)) < room]
-    if not prompts:
-        raise BadInput(f"{args.data or init}: no new prompt is left that fits into the model's context")
-    print(f"{path}: {len(lines)} choices so far. 1 or 2: that one is better. s: skip. q: stop.\n")
 
-    how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
-    n = 0
-    for prompt in prompts:
-        answers = sample_texts(model, tokenizer, [prompt] * 2, ("labelled", args.seed, prompt), **how)
-        if answers[0] == answers[1] or not "".join(answers).strip():
-            continue  # there is nothing to choose
-        print(printable(f"{prompt}\n  1 {answers[0]}\n  2 {answers[1]}"))
-        key = ""
-        while key not in ("1", "2", "s", "q"):
-            key = ask_user(f"[{n + 1} of {args.label}] 1, 2, s, q> ")
-            key = "q" if key is None else key.strip().lower()
-        print()
-        if key in ("1", "2"):
-            chosen, rejected = answers if key == "1" else answers[::-1]
-            lines.append(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}))
-            save()
-            n += 1
-        if key == "q" or n == args.label:
-            break
-    print(f"{len(lines)} choices in {path}. Learn from them: python dpo.py --init {init} --data {path}")
+def print_words(model, reference, tokenizer, tokens, mask):
+    """Each token of an answer with its part of the implicit reward, β log(π / π_ref): a number and a bar."""
+    with torch.no_grad():
+        both = [token_log_probs(network, tokens, mask)[mask] for network in (model, reference)]
+    for token, reward in zip(tokens[mask], model.beta * (both[0] - both[1])):
+        length, text = min(60, round(8 * abs(reward.item()))), tokenizer.decode([token]) or "(end)"
+        print(printable(f"{text!r:>16} {reward:7.2f} {('+' if reward > 0 else '-') * length}"))
 
 
 def talk(args, device):
     """Answer `--prompt`, or one prompt after another until the end of the input."""
     init = args.init or "runs/dpo"
     tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
-    how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
-    numbers = itertools.count()
-    prompt = args.prompt if args.prompt is not None else ask_user("prompt> ")
+    if args.words:
+        reference = load_model(args.words).to(device)
+        if not model.beta or Tokenizer.load(args.words) != tokenizer:
+            raise BadInput(
+                f"{init}: was not aligned from {args.words}, so it has no implicit reward beside it"
+            )
+    examples = (document.prompt for document in documents(1000, [0, HELD_OUT], KINDS[0]))
+    if args.prompt is None:
+        print(f"{init}, temperature {args.temperature:g}, goes on from what you type. It knows such texts:")
+        print(f"\n{next(examples)}\n\nAn empty line takes another one of these. {ESCAPES}. Ctrl-D ends.")
+    prompt, n = args.prompt if args.prompt is not None else ask_user("prompt> "), 0
     while prompt is not None:
-        prompt = prompt.replace(r"\n", "\n")
+        prompt, n = re.sub(r"\\(n|\\)", lambda found: ESCAPED[found[1]], prompt), n + 1
         try:
+            if args.prompt is None and not prompt:
+                prompt = next(examples)
             if not prompt:
                 raise BadInput("an empty prompt: write a few words to go on from")
-            seed = "talk", args.seed, next(numbers)
-            print(
-                printable(
-                    prompt + sample_texts(model, tokenizer, [prompt], seed, args.max_new_tokens, **how)[0]
-                )
-            )
+            ids, generator = tokenizer.encode(prompt), seeded("talk", args.seed, n, device=device)
+            how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+            how |= {"max_new_tokens": args.max_new_tokens, "eos": tokenizer.eos, "generator": generator}
+            tokens, mask, _ = generate(model, [ids], **how)
+            print(printable(prompt + tokenizer.decode(tokens[mask])))
+            if args.words:
+                print_words(model, reference, tokenizer, tokens, mask)
         except BadInput as error:
             if args.prompt is not None:
                 raise
@@ -303,7 +336,7 @@ def main(args):
         "compare": ["shifted", "n_prompts", "answers", "json"],
         "ask": [],
         "label": ["out", "data"],
-        "prompt": ["top_k", "top_p"],
+        "prompt": ["top_k", "top_p", "words"],
     }
     way = (
         "compare" if args.compare is not None else "ask" if args.ask else "label" if args.label else "prompt"

@@ -42,7 +42,7 @@ percent = FuncFormatter(lambda x, _: f"{100 * x:g}%")
 def read_metrics(directory):
     """A finished run's logged steps, and its last line with the figures of the end."""
     lines = [json.loads(line) for line in Path(directory, "metrics.jsonl").read_text().splitlines()]
-    return lines[:-1], lines[-1]
+    return [line for line in lines[:-1] if "answer" not in line], lines[-1]
 
 
 def curve(log, name):

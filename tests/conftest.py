@@ -37,7 +37,8 @@ def words(name, *options):
     small = SCRIPTS.get(name, "")
     if name == "pretrain" and "--init" in options:  # then the sizes come with it
         small = "--steps 8 --batch-size 8"
-    return ["--device", "cpu", *small.split(), *map(str, options)]
+    device = ["--device", "cpu"] if name in MODULES else []
+    return [*device, *small.split(), *map(str, options)]
 
 
 def call(name, *options):
@@ -67,8 +68,9 @@ def start(name, *options, before="", launcher=(), env=(), **how):
 
 
 def metrics(directory):
-    """All lines of a finished run's metrics."""
-    return [json.loads(line) for line in Path(directory, "metrics.jsonl").read_text().splitlines()]
+    """All lines of a finished run's metrics, but for those that hold an answer."""
+    lines = [json.loads(line) for line in Path(directory, "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "answer" not in line]
 
 
 def contents(directory):

@@ -216,3 +216,33 @@ def test_the_volunteers_choose_as_often_as_they_say(home):
     expected = sum(p**2 + (1 - p) ** 2 for p in sure) / len(sure)
     spread = math.sqrt(sum((2 * p - 1) ** 2 * p * (1 - p) for p in sure)) / len(sure)
     assert abs(sum(sure) / len(sure) - expected) < 4 * spread
+
+
+@pytest.mark.parametrize("kind, expected", zip(LOSSES, [math.log(2), 1, math.log(2), 1, 0]))
+def test_the_held_out_loss_is_of_the_loss_that_was_chosen(home, kind, expected):
+    """At the reference's own weights both log-ratios are 0; for ipo at β = 0.5 that is (1 / 2β)² = 1."""
+    call("dpo", "--loss", kind, "--lr", 1e-9, "--steps", 2, "--out", "runs/dpo-unmoved")
+    assert metrics("runs/dpo-unmoved")[-1]["val_loss"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_strength_that_a_checkpoint_carries(home):
+    """So that others can tell its implicit reward: its own β, and none where there is no such reward."""
+    call("dpo", "--beta", 0.25, "--steps", 2, "--out", "runs/dpo-carries")
+    call("dpo", "--loss", "sft", "--init", "runs/pretrain", "--steps", 2, "--out", "runs/sft-carries")
+    call("pretrain", "--init", "runs/dpo-carries", "--steps", 2, "--out", "runs/pretrain-carries")
+    assert load_model("runs/dpo-carries").beta == 0.25
+    assert load_model("runs/sft-carries").beta is None and load_model("runs/pretrain-carries").beta is None
+
+
+def test_surprise_at_the_chosen_answers_by_hand(home):
+    """Nats per token of the held-out chosen answers, EOS included, of the policy that was saved."""
+    call("dpo", "--out", "runs/dpo-surprise", "--lr", 0.01)
+    tokenizer, policy = Tokenizer.load("runs/pretrain"), load_model("runs/dpo-surprise")
+    records = read_preferences("runs/pretrain/preferences.jsonl")
+    some = records[len(records) - len(records) // 10 :]
+    total, n = 0.0, 0
+    for record in some:
+        answer = tokenizer.encode(record["chosen"]) + [tokenizer.eos]
+        total -= slow_log_prob(policy, tokenizer.encode(record["prompt"]), answer)
+        n += len(answer)
+    assert metrics("runs/dpo-surprise")[-2]["nats_per_token"] == pytest.approx(total / n, abs=1e-3)

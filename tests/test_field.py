@@ -151,7 +151,7 @@ def test_what_a_padded_model_says_is_decoded_as_they_decode_it(theirs, speak):
     change(theirs, "more rows than tokens")
     _, printed, _ = speak("sample", "--init", theirs, "--prompt", "It", "--max-new-tokens", 50)
     ours, network = Tokenizer.load(theirs), load_model(theirs)
-    (tokens,), *_ = generate(network, [ours.encode("It")], 50, ours.eos, generator=seeded("talk", 1, 0, 0))
+    (tokens,), *_ = generate(network, [ours.encode("It")], 50, ours.eos, generator=seeded("talk", 1, 1))
     assert (tokens >= 270).sum() > 3  # ids without a token
     text = transformers.GPT2TokenizerFast.from_pretrained(theirs).decode(tokens, skip_special_tokens=True)
     assert printed == f"{printable(text)}\n"
@@ -346,3 +346,88 @@ def test_every_operation_has_a_kernel_on_every_kind_of_gpu(home, kernels, name, 
     with seen:
         torch.ones(2).double()
     assert torch.float64 in {dtype for _, dtype in seen.met}
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is saved here opens elsewhere
+
+
+def test_a_checkpoint_works_in_transformers_as_it_is(home):
+    """Prompts of unequal lengths in a batch: padded, continued greedily, and the same as here."""
+    tokenizer, network = Tokenizer.load("runs/dpo"), load_model("runs/dpo")
+    theirs = transformers.AutoTokenizer.from_pretrained("runs/dpo")
+    there = transformers.AutoModelForCausalLM.from_pretrained("runs/dpo")
+    assert (theirs.pad_token, theirs.eos_token, theirs.model_max_length) == ("<|pad|>", EOS, 200)
+    prompts = [record["prompt"] for record in read_preferences("runs/pretrain/preferences.jsonl")[:5]]
+    batch = theirs(prompts, padding=True, return_tensors="pt")
+    assert len({len(tokenizer.encode(prompt)) for prompt in prompts}) > 1
+    written = there.generate(**batch, max_new_tokens=12, do_sample=False)
+    for prompt, row in zip(prompts, written):
+        (ours,), *_ = generate(network, [tokenizer.encode(prompt)], 12, tokenizer.eos, temperature=0)
+        assert theirs.decode(row, skip_special_tokens=True) == tokenizer.decode(ours)
+
+
+def test_a_reward_model_gives_our_scores_in_a_pipeline(home):
+    """Of texts that end with EOS, in batches of unequal lengths: the scores themselves, not their sigmoid."""
+    tokenizer, scorer = Tokenizer.load("runs/reward"), load_model("runs/reward", model.ScalarGPT)
+    records = read_preferences("runs/pretrain/preferences.jsonl")[:7]
+    texts = [record["prompt"] + record["chosen"] for record in records]
+    pipeline = transformers.pipeline("text-classification", model="runs/reward", batch_size=3)
+    for text, there in zip(texts, pipeline([text + EOS for text in texts])):
+        ids = torch.tensor([[*tokenizer.encode(text), tokenizer.eos]])
+        assert there["score"] == pytest.approx(scorer(ids)[0, -1].item(), abs=1e-5)
+
+
+def test_a_reward_model_that_is_read_before_its_end_is_refused(home, tmp_path):
+    """As TRL's RewardTrainer writes one whose padding is EOS."""
+    copy("runs/reward", tmp_path / "theirs")
+    edit(tmp_path / "theirs/config.json", lambda found: found | {"pad_token_id": found["eos_token_id"]})
+    with pytest.raises(BadInput, match="config.json: pad_token_id is EOS, so its score is read before EOS"):
+        load_model(tmp_path / "theirs", model.ScalarGPT)
+    load_model(tmp_path / "theirs", model.ScalarGPT, new_head=seeded(0))  # what is replaced does not matter
+
+
+UNLIKE = {  # what a tokenizer.json may say that cuts text in another way: where, and what
+    "normalizer": {"type": "NFC"},
+    "post_processor": {"type": "TemplateProcessing", "special_tokens": {EOS: {"id": EOS, "ids": [0]}}},
+    "model": {"ignore_merges": True},
+    "pre_tokenizer": {"use_regex": False},
+    "model ": {"type": "Unigram"},
+    "model  ": {"end_of_word_suffix": "</w>"},
+    " pre_tokenizer": {"type": "Metaspace"},
+    "  pre_tokenizer": {"add_prefix_space": True},
+}
+
+
+def test_a_tokenizer_that_transformers_saved_is_read(theirs):
+    """Version 5 writes tokenizer.json alone."""
+    ours = Tokenizer.load(theirs)
+    tokenizer = transformers.GPT2TokenizerFast.from_pretrained(theirs)
+    tokenizer.save_pretrained(theirs / "again")
+    for name in ("vocab.json", "merges.txt"):
+        (theirs / "again" / name).unlink(missing_ok=True)
+    assert Tokenizer.load(theirs / "again") == ours and len(ours.merges) > 5
+    (theirs / "vocab.json").unlink()
+    assert Tokenizer.load(theirs) == ours
+
+
+@pytest.mark.parametrize("part", UNLIKE)
+def test_a_tokenizer_json_that_cuts_otherwise_is_refused_by_its_key(theirs, part):
+    (theirs / "vocab.json").unlink()
+    change = UNLIKE[part]
+    edit(
+        theirs / "tokenizer.json", lambda found: found | {part.strip(): (found[part.strip()] or {}) | change}
+    )
+    key = [*change][-1]
+    with pytest.raises(
+        BadInput, match=f"tokenizer.json: not of a GPT-2 tokenizer .{key} of {part.strip()} is"
+    ):
+        Tokenizer.load(theirs)
+
+
+def test_an_adapter_is_told_to_merge(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        BadInput, match="no checkpoint there .no vocab.json.; it is an adapter, which must be merged"
+    ):
+        Tokenizer.load(tmp_path)

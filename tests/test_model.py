@@ -21,7 +21,7 @@ from model import safetensors_bytes, sample_texts, seeded, set_lr, token_values
 
 CONFIG = Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
 EOS = 60
-NO_TEXT = SimpleNamespace(eos=EOS, pad=59, files=dict)  # a tokenizer without files
+NO_TEXT = SimpleNamespace(eos=EOS, pad=59, files=lambda **settings: {})  # a tokenizer without files
 
 
 def grown(kind):

@@ -9,7 +9,7 @@ from conftest import call, copy, metrics
 
 import ppo
 from data import ASKED, KINDS, Tokenizer, documents, load_pairs, read_preferences, write_records
-from model import ScalarGPT, generate, load_model, save_model, seeded
+from model import ScalarGPT, generate, load_model, save_model, seeded, token_log_probs
 from ppo import CLIP, LAMBDA, gae, group_advantages, policy_loss, token_rewards, value_loss, whiten
 
 MASK = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]]).bool()
@@ -385,3 +385,61 @@ def test_the_context_is_the_shortest_of_all_networks(home, monkeypatch):
     call("ppo", "--reward", "runs/short-reward", "--steps", 1, "--out", "runs/ppo-short")
     longest = max(len(prompt) for (_, prompts, *_), _ in seen["generate"] for prompt in prompts)
     assert longest == 100 - 32 and metrics("runs/ppo-short")[-1]["final"]
+
+
+# ----------------------------------------------------------------------------------------------------
+# After the first iteration, when policy and reference are no longer equal
+
+
+@pytest.mark.parametrize("kind", ["gae", "rloo"])
+def test_the_second_iteration_once_more_by_hand(home, monkeypatch, kind):
+    """At a high rate: what is credited, what is logged, and what is measured at the end, from slow pieces."""
+    seen, named, out = watch(monkeypatch), [], f"runs/ppo-second-{kind}"
+    credit = {"gae": "gae", "rloo": "group_advantages"}[kind]
+    credited, real = [], getattr(ppo, credit)
+    monkeypatch.setattr(ppo, credit, lambda *how: credited.append(how) or real(*how))
+    monkeypatch.setattr(ppo, "seeded", lambda *name, **more: named.append(name) or seeded(*name, **more))
+    options = ["--advantage", kind, "--steps", 2, "--batch-size", 32, "--beta", 0.3, "--lr", 0.03]
+    call("ppo", "--out", out, *options)
+    eos, lines = Tokenizer.load("runs/pretrain").eos, metrics(out)
+
+    # Each answer's rewards sum to its score − β KL, of the policy as it was when it wrote.
+    _, (tokens, mask, log_probs) = seen["generate"][1]
+    scores, reference_log_probs, _ = slow_rollout(tokens, mask, eos)
+    kl = log_probs.double().sum(1).numpy() - np.array([sum(each) for each in reference_log_probs])
+    returns = credited[1][0].sum(1) if kind == "gae" else credited[1][0]
+    assert abs(kl.mean()) > 0.05  # so that a sign, or a term that is forgotten, shows
+    assert returns.tolist() == pytest.approx((np.array(scores) - 0.3 * kl).tolist(), abs=1e-3)
+    assert lines[1]["kl"] == pytest.approx(kl.mean(), abs=1e-3)
+    assert lines[1]["reward"] == pytest.approx(np.mean(scores), abs=1e-3)
+    assert lines[1]["objective"] == pytest.approx(np.mean(scores) - 0.3 * kl.mean(), abs=1e-3)
+
+    # The critic's clip is around what it said before this iteration's first update.
+    if kind == "gae":
+        before = {tuple(row.tolist()) for row in credited[1][1]}
+        clipped = [row for (_, old, *_), _ in seen["value_loss"][2:] for row in old]
+        assert len(clipped) == 2 * 32 and {tuple(row.tolist()) for row in clipped} <= before
+
+    # At the end the saved policy is measured, not the reference.
+    saved, scores, kls = load_model(out), [], []
+    for _, (tokens, mask, log_probs) in seen["generate"][2:]:
+        some, reference_log_probs, _ = slow_rollout(tokens, mask, eos)
+        scores += some
+        with torch.no_grad():
+            now = token_log_probs(saved, tokens, mask).sum(1).tolist()
+        assert log_probs.sum(1).tolist() == pytest.approx(now, abs=1e-3)
+        kls += [x - sum(each) for x, each in zip(now, reference_log_probs)]
+    assert lines[-1]["reward"] == pytest.approx(np.mean(scores), abs=1e-3)
+    assert lines[-1]["kl"] == pytest.approx(np.mean(kls), abs=1e-3) and np.mean(kls) > 0.05
+
+    # No two iterations, nor their shuffling, have the same random numbers.
+    assert len(named) == len(set(named)) >= 5
+    assert saved.beta == 0.3
+
+
+def test_prompts_that_are_cut_are_counted(home, capsys):
+    texts = [f"It is {i} {'word ' * (30 if i < 7 else 0)}" for i in range(40)]
+    write_records("cut.jsonl", [{"prompt": text, "chosen": " yes", "rejected": " no"} for text in texts])
+    tokenizer = Tokenizer.load("runs/pretrain")
+    ppo.load_prompts(ppo.parser.parse_args(["--data", "cut.jsonl"]), tokenizer, 20)
+    assert "36 prompts to learn on, 4 held out, 7 cut to 20 tokens\n" in capsys.readouterr().out

@@ -507,3 +507,41 @@ def test_pairs_are_padded_as_all_chosen_and_then_all_rejected():
     assert tokens.tolist() == [[1, 2, 3, 0, 0], [6, 7, 8, 9, 0], [1, 2, 4, 5, 0], [6, 7, 8, 1, 0]]
     assert mask.int().tolist() == [[0, 0, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 1, 1, 0], [0, 0, 0, 1, 0]]
     assert start == 2
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is said of a file
+
+
+def test_what_is_cut_to_the_context_is_counted(capsys):
+    """A context of 16: answers of 9 and 12 tokens with EOS keep 8, and prompts what then has room."""
+    letters = lambda n: "".join(f" {i}" for i in range(n))
+    rows = [(20, 11, 3), (4, 5, 8), (3, 2, 1), (9, 7, 2)]  # tokens of prompt, chosen and rejected
+    records = [{"prompt": letters(p), "chosen": letters(c), "rejected": letters(r)} for p, c, r in rows]
+    tokenizer = SimpleNamespace(encode=lambda text: text.split(), eos="end")
+    pairs, kept = data.encode_pairs(tokenizer, records, 16)
+    assert kept == records and pairs[0] == (
+        [*map(str, range(12, 20))],
+        [*map(str, range(8))],
+        [*"012", "end"],
+    )
+    assert pairs[3][0] == [*map(str, range(1, 9))] and pairs[1][2] == [*map(str, range(8))]
+    said = capsys.readouterr().out
+    assert "2 answers are cut to fit the context, 16 tokens; the longest has 12\n" in said
+    assert "2 prompts are cut to fit the context, 16 tokens; the longest has 20\n" in said
+
+
+def test_texts_beside_conversations_and_the_name_of_the_end_are_said(path, capsys):
+    texts = {"prompt": "Hi.", "chosen": "Ha.<|endoftext|>", "rejected": "No."}
+    chat = {"prompt": [HI], "chosen": [HA], "rejected": [NO]}
+    data.write_records(path, [texts, chat, chat])
+    data.read_preferences(path)
+    said = capsys.readouterr().out
+    assert f"{path}: 2 of 3 pairs are conversations; only these get their turns' names\n" in said
+    assert (
+        f"{path}: 1 pairs have <|endoftext|> in their texts; it is text there, and not the end of one\n"
+        in said
+    )
+    data.write_records(path, [chat, chat])
+    data.read_preferences(path)
+    assert capsys.readouterr().out == ""

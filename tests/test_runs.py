@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import model
-from data import BadInput, Tokenizer
+from data import BadInput, Tokenizer, printable
 from model import GPT, ScalarGPT, load_model, read_safetensors, safetensors_bytes
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -342,11 +342,11 @@ def test_kills_at_any_moment_leave_what_was_saved_and_a_run_that_goes_on(home, n
             torch.load(out / "resume.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("renamed", [1, 2, 3])
+@pytest.mark.parametrize("renamed", [1, 3, 5])
 def test_a_kill_between_two_files_of_a_checkpoint_is_noticed_and_mended(home, straight, renamed):
-    """Each file gets its name at once, but four names take four moments."""
+    """Each file gets its name at once, but six names take six moments."""
     out, replace, done = Path(f"runs/pretrain-torn{renamed}"), os.replace, []
-    call("pretrain", "--out", out, "--vocab-size", 280)  # all four files are others
+    call("pretrain", "--out", out, "--vocab-size", 280)  # all files are others
 
     def killed(source, target):
         if Path(target).name != "resume.pt" and Path(target).suffix != ".jsonl":
@@ -358,7 +358,7 @@ def test_a_kill_between_two_files_of_a_checkpoint_is_noticed_and_mended(home, st
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", killed)
         on_the_clock("pretrain", "--out", out)
-    with pytest.raises(BadInput, match="no config.json.* or --resume"):
+    with pytest.raises(BadInput, match="no config.json.*--resume, if it was stopped"):
         load_model(out)
     on_the_clock("pretrain", "--out", out, "--resume")
     assert weights(out) == weights("runs/pretrain-straight")
@@ -515,7 +515,7 @@ REFUSED = {
     "sample --ask 20 --init nowhere": "nowhere: no checkpoint there",
     "sample --json": "--json has no effect without --compare",
     "sample --data few.jsonl": "--data has no effect without --label",
-    "sample --label 1 --max-new-tokens 999": "no new prompt is left that fits",
+    "sample --label 1 --max-new-tokens 999": "--max-new-tokens 999: the context has 200",
     **{f"{name} --out file/x": "file/x: Not a directory" for name in SCRIPTS},
     **{
         f"{command}-{bad}": f"{command.split()[-1]}-{bad}: {SPOILED} has NaN or infinite numbers"
@@ -906,3 +906,126 @@ def test_no_step_waits_for_a_gpu_before_its_update_is_done(home, monkeypatch, na
     for hook in hooks:
         hook.remove()
     assert len(during) > 5 and not any(during)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Two processes in one place
+
+HOLDS = """import model, pathlib, time
+wait = lambda *_, **more: (pathlib.Path('HELD').touch(), time.sleep(99))
+model.Run.__iter__ = model.sample_texts = wait"""
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "ask"])
+def test_a_place_where_a_run_is_going_is_refused_before_anything_is_touched(home, tmp_path, name):
+    """And a kill leaves no lock behind."""
+    out, held = tmp_path / "out", tmp_path / "held"
+    copy("runs/pretrain", out)
+    Path("book.txt").write_text("one two three four five six seven\n" * 300)
+    script, options = name, ["--out", out]
+    if name == "pretrain":
+        options += ["--data", "book.txt", "--block-size", 16]
+    if name == "ask":
+        script, options = "sample", ["--init", out, "--ask", 20]
+    process = start(script, *options, before=HOLDS.replace("HELD", str(held)))
+    while not held.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    before = contents(out)
+    with pytest.raises(
+        BadInput, match="out: another run is writing there; wait for it, or give another place"
+    ):
+        call(script, *options)
+    assert contents(out) == before
+    process.kill()
+    process.communicate()
+    call(script, *options)
+
+
+def test_two_people_who_label_into_one_file_lose_nothing(home, speak):
+    """The second is refused while the first one is there. Lines that others append stay."""
+    Path("shared.jsonl").write_text('{"prompt": "It is", "chosen": "a", "rejected": "b"}')  # without an end
+    process = start("sample", "--label", 5, "--out", "shared.jsonl", stdin=-1)
+    while not process.stdout.readline().startswith("  2 "):
+        pass
+    status, _, said = speak("sample", "--label", 5, "--out", "shared.jsonl", stdin="1\n")
+    assert status == 2 and "shared.jsonl: another run is writing there" in said
+    process.stdin.write("1\n")
+    process.stdin.flush()
+    while len(Path("shared.jsonl").read_text().splitlines()) < 2:
+        time.sleep(0.05)
+    with open("shared.jsonl", "a") as file:
+        file.write('{"prompt": "My", "chosen": "a", "rejected": "b"}\n')
+    process.communicate("2\n")
+    prompts = [record["prompt"] for record in data.read_preferences("shared.jsonl")]
+    assert len(prompts) == len({*prompts}) == 4 and prompts[0] == "It is" and prompts[2] == "My"
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is said at the end
+
+
+@pytest.mark.parametrize(
+    "name, options, fault",
+    [
+        ("pretrain", ["--lr", 3], "no better than guessing"),
+        ("reward", ["--lr", 3], "no better than guessing"),
+        ("dpo", ["--lr", 5], "worse than guessing at what people say"),
+        ("ppo", ["--lr", 1], "no better than the model that it started from"),
+    ],
+)
+def test_a_broken_model_is_called_one(home, speak, name, options, fault):
+    status, printed, _ = speak(name, *options, "--steps", 20, "--out", f"runs/{name}-broken")
+    assert status == 0 and f"{fault}: try a lower --lr, or more --steps" in printed.splitlines()[-1]
+    assert "Next:" not in printed
+
+
+@pytest.mark.parametrize("beta", [1e3, 1e6])
+def test_a_strength_that_multiplies_roundings_does_not_stop_a_run(home, beta):
+    call("dpo", "--beta", beta, "--lr", 1e-6, "--out", "runs/dpo-strong")
+
+
+def test_figures_at_the_end_say_which_value_is_good_and_answers_are_kept(home, speak):
+    status, printed, _ = speak("pretrain", "--out", "runs/said")
+    assert status == 0 and re.search(r"ratio +[\d.]+ +times the entropy; 1 is the best possible", printed)
+    lines = [json.loads(line) for line in Path("runs/said/metrics.jsonl").read_text().splitlines()]
+    answers = [line for line in lines if "answer" in line]
+    assert [line["step"] for line in answers] == [0, 8] and lines[-1]["final"]
+    assert all(f"step {line['step']:4}: {printable(line['answer'])}" in printed for line in answers)
+
+
+def test_resuming_says_after_which_step(home, speak):
+    on_the_clock("pretrain", "--out", "runs/said-again", stop_after=3)
+    _, printed, _ = speak("pretrain", "--out", "runs/said-again", "--resume")
+    assert "pretrain: goes on after step 3 → runs/said-again;" in printed
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(home):
+    """As in `python sample.py … | head -1`."""
+    process = start("sample", "--compare", "runs/pretrain", "runs/dpo", "--n-prompts", 2, "--answers", 8)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 0 and "roken pipe" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("name", ["model", "data"])
+def test_helpers_have_a_help(name):
+    printed, said = start(name, "--help").communicate()
+    assert printed.startswith(f"usage: {name}.py") and not said
+
+
+@every_script
+def test_the_first_steps_have_the_rates_of_the_warm_up(home, monkeypatch, name):
+    """(s + 1) / warm-up times the full one, when the weights are changed."""
+    rates, real, module = [], model.update, MODULES[name]
+    warmup = {"pretrain": 20, "ppo": 5}.get(name, 10)
+
+    def spy(models, optimizers, weight):
+        rates.append(optimizers[0].param_groups[0]["lr"] / optimizers[0].param_groups[0]["initial_lr"])
+        real(models, optimizers, weight)
+
+    monkeypatch.setattr(module, "update", spy)
+    call(name, "--steps", 4, "--epochs", 1, "--out", "runs/warm") if name == "ppo" else call(
+        name, "--steps", 4, "--out", "runs/warm"
+    )
+    assert rates[:3] == pytest.approx([1 / warmup, 2 / warmup, 3 / warmup])

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,14 @@ import torch
 
 import sample
 from conftest import ROOT, call, contents, copy, start, weights
-from data import ASKED, BEST, COMPARED, KINDS, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents
+from data import ASKED, BEST, COMPARED, HELD_OUT, KINDS, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents
 from data import encode_pairs, judge, kind_of, printable, read_preferences
 from dpo import pair_log_probs
-from model import generate, load_model, seeded
+from model import generate, load_model, seeded, token_log_probs
 from sample import frontier, measure, optimal_weights, standard_errors, wins
 from test_runs import TORCHRUN
 
+EXAMPLE = documents(1, [0, HELD_OUT], KINDS[0])[0].prompt
 SMALL = ["--n-prompts", 4, "--answers", 16]
 KEYS = {"score", "kl", "optimal_score", "share", "win_rate", "length"}
 
@@ -284,13 +286,14 @@ def test_one_prompt_and_the_loop(speak):
         "sample", "--init", "runs/pretrain", "--top-k", 5, stdin=f"It is\n\n{long}\nMy\n"
     )
     assert status == 0 and "It is" in printed and "prompt> My" in printed
-    assert "an empty prompt" in printed and "leaves no room" in printed  # and it goes on
+    assert "leaves no room" in printed  # and it goes on
+    assert speak("sample", "--prompt", "")[2].endswith("an empty prompt: write a few words to go on from\n")
 
 
 def test_an_empty_standard_input_is_an_end_and_no_error(home):
     command = [sys.executable, ROOT / "sample.py", "--init", "runs/dpo"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8")
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "prompt> ")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith("\nprompt> ")
 
 
 def test_control_characters_are_escaped(speak):
@@ -367,3 +370,46 @@ def test_a_person_labels_through_a_terminal_and_the_model_follows(home):
         )
     chosen, rejected = (mine - before).unbind(1)  # the implicit reward, but for its factor
     assert (chosen > rejected).float().mean() > 0.85  # one pair in ten was held out
+
+
+def test_talking_says_what_it_is_and_takes_an_example(speak):
+    examples = [d.prompt for d in documents(3, [0, HELD_OUT], KINDS[0])]
+    status, printed, _ = speak("sample", "--init", "runs/pretrain", "--temperature", 0.5, stdin="\n\n")
+    assert status == 0 and printed.startswith("runs/pretrain, temperature 0.5, goes on from what you type.")
+    assert "Ctrl-D ends." in printed and printed.count("prompt> ") == 3
+    assert all(example in printed for example in examples)  # the first is shown, the next two are taken
+
+
+def test_a_backslash_can_be_typed(speak):
+    _, printed, _ = speak("sample", "--prompt", r"Let \\nu be\n\\nabla f", "--temperature", 0)
+    assert printed.startswith("Let \\nu be\n\\nabla f")
+
+
+def test_the_implicit_reward_word_by_word(speak):
+    """The numbers of all tokens sum to β (log π − log π_ref) of the answer."""
+    how = ["--init", "runs/dpo", "--words", "runs/pretrain", "--prompt", EXAMPLE, "--seed", 3]
+    status, printed, _ = speak("sample", *how)
+    found = [float(x) for x in re.findall(r"^ +'.*' +(-?\d+\.\d\d)", printed, flags=re.M)]
+    tokenizer, policy, reference = (
+        Tokenizer.load("runs/dpo"),
+        load_model("runs/dpo"),
+        load_model("runs/pretrain"),
+    )
+    ids = tokenizer.encode(EXAMPLE)
+    tokens, mask, log_probs = generate(
+        policy, [ids], MAX_ANSWER_TOKENS, tokenizer.eos, generator=seeded("talk", 3, 1)
+    )
+    with torch.no_grad():
+        log_ratio = log_probs.sum() - token_log_probs(reference, tokens, mask).sum()
+    assert status == 0 and len(found) == mask.sum()
+    assert sum(found) == pytest.approx(policy.beta * log_ratio.item(), abs=0.006 * len(found))
+    assert speak("sample", "--init", "runs/pretrain", *how[2:])[0] == 2  # it is not aligned
+
+
+def test_how_many_labels_are_missing_is_said(speak):
+    _, printed, _ = speak("sample", "--label", 2, "--out", "missing.jsonl", stdin="1\n2\n")
+    assert printed.endswith("2 choices in missing.jsonl. 30 more are needed to learn from them\n")
+    _, printed, _ = speak("sample", "--label", 30, "--out", "missing.jsonl", stdin="1\n" * 30)
+    then = "python dpo.py --init runs/pretrain --data missing.jsonl --beta 0.1 --steps 30 --out runs/mine"
+    assert printed.endswith(f"32 choices in missing.jsonl. Learn from them:\n    {then}\n")
+    assert speak("dpo", *then.split()[2:])[0] == 0
