@@ -19,6 +19,7 @@ import os
 import struct
 import sys
 import time
+import timeit
 import zlib
 from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
@@ -472,13 +473,9 @@ DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}  # of masks
 # GPT-2's files keep these matrices as (in, out); nn.Linear keeps (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 SIZES = {"vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function"}
-FIXED = {  # keys of config.json that change what the network computes, and what they must say
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
+# Keys of config.json that change what the network computes, and what they must say.
+FIXED = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+FIXED |= {"add_cross_attention": False, "tie_word_embeddings": True}
 
 
 def model_type(model):
@@ -534,42 +531,36 @@ def read_safetensors(path):
 def read_tensors(directory):
     """All tensors of a directory, be they in one file or in several (`model.safetensors.index.json`)."""
     path, index = Path(directory, "model.safetensors"), Path(directory, "model.safetensors.index.json")
-    if index.exists() and not path.exists():
-        try:
-            names = {*json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()}
-            return {k: v for name in sorted(names) for k, v in read_safetensors(path.with_name(name)).items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadInput(f"{index}: not an index of safetensors files ({error!r})") from None
-    if not path.exists():
-        why = "no weights there"
-        if any(Path(directory).glob("pytorch_model*.bin")):
-            why = "pytorch_model.bin is not read, since unpickling it may run anything"
+    if path.exists():
+        return read_safetensors(path)
+    if not index.exists():
+        pickled = any(Path(directory).glob("pytorch_model*.bin"))
+        why = (
+            "pytorch_model.bin is not read, since unpickling it may run anything" if pickled else "no weights"
+        )
         raise BadInput(f"{path}: missing ({why}); save the model as safetensors")
-    return read_safetensors(path)
+    try:
+        names = {*json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()}
+        return {k: v for name in sorted(names) for k, v in read_safetensors(path.with_name(name)).items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"{index}: not an index of safetensors files ({error!r})") from None
 
 
 def save_model(model, tokenizer, directory):
     """Write model and tokenizer so that `load_model`, `Tokenizer.load` and `transformers` can open them."""
     state = model.state_dict()
     tensors = {name: tensor.T if name.endswith(TRANSPOSED) else tensor for name, tensor in state.items()}
-    config = {
-        **asdict(model.config),
-        **FIXED,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
-        **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos),
-        "pad_token_id": tokenizer.pad,
-        "n_ctx": model.config.n_positions,  # an older name, which some programs ask for
-        "architectures": [model.architecture],
-        "model_type": model_type(model),
-        "beta": model.beta,
-    }
-    if isinstance(model, ScalarGPT):  # one number, and not its sigmoid
-        config |= {"id2label": {"0": "score"}, "problem_type": "regression"}
-    # Others write on after a batch of prompts, so these must end together; a score is read at the end.
-    side = "right" if isinstance(model, ScalarGPT) else "left"
+    length = model.config.n_positions  # "n_ctx" is its older name, which some programs ask for
+    config = asdict(model.config) | FIXED | {"n_ctx": length, "beta": model.beta}
+    config |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config |= {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    config |= {"architectures": [model.architecture], "model_type": model_type(model)}
+    side = "left"  # so that a batch of prompts ends together, where others write on
+    if isinstance(model, ScalarGPT):  # a score, not its sigmoid, read where the text ends
+        side, config = "right", config | {"id2label": {"0": "score"}, "problem_type": "regression"}
     files = {
         "preferences.jsonl": None,  # put aside: pairs of the model that was here before
-        **tokenizer.files(model_max_length=model.config.n_positions, padding_side=side),
+        **tokenizer.files(model_max_length=length, padding_side=side),
         "model.safetensors": safetensors_bytes(tensors),
         "config.json": json.dumps(config, indent=2).encode(),  # the last: no checkpoint without it
     }
@@ -679,12 +670,9 @@ def slowdown(device):
     """How many times as long as in float32 a linear layer's three products take in bfloat16."""
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
-        x, rounds = torch.ones(128, 128, dtype=dtype, device=device), []
-        for _ in range(3):
-            began = time.perf_counter()
-            (x @ x.T + x @ x + x.T @ x).sum().item()  # forward, and the gradients of input and weights
-            rounds.append(time.perf_counter() - began)
-        seconds.append(min(rounds))
+        x = torch.ones(128, 128, dtype=dtype, device=device)
+        products = lambda: (x @ x.T + x @ x + x.T @ x).sum().item()  # forward, gradients of input and weights
+        seconds.append(min(timeit.repeat(products, number=1, repeat=3)))
     return seconds[1] / seconds[0]
 
 
@@ -700,9 +688,8 @@ def set_up(args):
     for place in (vars(args).get(name) for name in ("init", "reward")):
         if place and Path(place).is_dir() and Path(args.out).is_dir() and os.path.samefile(place, args.out):
             raise BadInput(f"--out {args.out} would overwrite the model that is read; give another directory")
-    can_autocast = getattr(torch.amp, "is_autocast_available", lambda name: False)  # MPS can from 2.5 on
-    mps = torch.backends.mps.is_available() and can_autocast("mps")
-    here = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here["mps"] &= hasattr(torch.amp, "is_autocast_available")  # it can autocast from PyTorch 2.5 on
     name = args.device or next(name for name in here if here[name])
     if not here[name]:
         raise BadInput(f"--device {name}: there is none here; leave the option out to take the best one")
@@ -712,17 +699,16 @@ def set_up(args):
         torch.distributed.init_process_group("nccl" if name == "cuda" else "gloo")
     low = getattr(args, "dtype", None) == "bfloat16"
     quiet = contextlib.redirect_stdout(open(os.devnull, "w")) if RANK else contextlib.nullcontext()
-    lock = contextlib.nullcontext()
-    if "resume" in args:
-        saved = Path(args.out, "resume.pt")
-        saved.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock if RANK else locked(args.out)
+    trains = "resume" in args
+    if trains:
+        os.makedirs(args.out, exist_ok=True)
+    lock = locked(args.out) if trains and RANK == 0 else contextlib.nullcontext()
     # Nothing is cached, since the weights change while autocast is on.
     with lock, quiet, torch.autocast(name, torch.bfloat16, enabled=low, cache_enabled=False):
-        if "resume" in args and args.resume and not saved.exists():
-            raise BadInput(f"{saved}: not there, so there is nothing to resume; start without --resume")
-        if "resume" in args and not args.resume and saved.exists():
-            raise BadInput(f"{saved}: a run was stopped here; add --resume, or delete it to start afresh")
+        if trains and Path(args.out, "resume.pt").exists() != args.resume:
+            stopped = "a run was stopped here; add --resume, or delete it to start afresh"
+            missing = "not there, so there is nothing to resume; start without --resume"
+            raise BadInput(f"{Path(args.out, 'resume.pt')}: {missing if args.resume else stopped}")
         if low and (times := slowdown(name)) > 1.5:
             print(f"bfloat16 takes {times:.0f} times as long as float32 here; leave --dtype out")
         yield torch.device(name)
@@ -734,26 +720,15 @@ def bar(items, title):
 
 
 SAVE_SECONDS = 10  # between two saves
-NO_EFFECT_ON_RESULT = (
-    "init",
-    "data",
-    "reward",
-    "out",
-    "device",
-    "resume",
-    "began",
-)  # what is *in* data counts
-
-
-GOOD = {  # of the figures at the end of a run, what they are and which value is good
+# Options that do not change the result, where what they name stays the same.
+NO_EFFECT_ON_RESULT = ("init", "data", "reward", "out", "device", "resume", "began")
+GOOD = {  # which value of the figures at the end of a run is good
     "val_loss": "of what is held out; lower is better",
-    "entropy": "nats per token: no model's loss can be lower",
     "ratio": "times the entropy; 1 is the best possible",
     "bits_per_byte": "gzip needs about 3, guessing 8",
     "val_accuracy": "a coin is right in 0.5",
     "best_accuracy": "the most that any model could reach",
     "reward": "mean of held-out prompts; higher is better",
-    "kl": "nats per answer from the reference; as little as the reward allows",
     "explained_variance": "of the critic; 1 is perfect, 0 knows only the mean",
 }
 
@@ -769,8 +744,8 @@ class Run:
 
     `OUT/resume.pt` holds all that changes from step to step: models, optimizers, metrics, and the dictionary
     `run.state`, for what a script changes besides. So a stopped and resumed run ends with the same weights,
-    bit for bit on a CPU, as one that was not stopped. So the global generator is seeded anew at each step, in
-    each process by its number. It goes on only with the same options, data (anything that json can write)
+    bit for bit on a CPU, as one that was not stopped: even the global generator is seeded anew at each step,
+    in each process by its number. It goes on only with the same options, data (anything that json can write)
     and first weights; paths and device may differ.
     """
 
@@ -802,9 +777,8 @@ class Run:
     def load(self):
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            before = saved["made_from"]
-            now = self.made_from
-            changed = [f"{name} (was {before[name]})" for name in now if before[name] != now[name]]
+            before = saved["made_from"].items() - self.made_from.items()
+            changed = [f"{name} (was {value})" for name, value in before]
             if not changed:
                 for part, state in zip(self.parts, saved["parts"], strict=True):
                     part.load_state_dict(state)
@@ -837,11 +811,12 @@ class Run:
         if WORLD_SIZE > 1:
             both = torch.tensor([*metrics.values()], device=self.models[0].device)
             metrics = dict(zip(metrics, process_mean(both, weight).tolist()))
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise BadInput(f"step {self.step + 1}: {name} is {value}; usually --lr is too high")
+        broken = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if not all(p.isfinite().all() for model in self.models for p in model.parameters()):
-            raise BadInput(f"step {self.step + 1}: weights are NaN or infinite; usually --lr is too high")
+            broken.append("weights are NaN or infinite")
+        if broken:
+            why = "what gives the reward is at fault, or" if broken[0].startswith("reward ") else "usually"
+            raise BadInput(f"step {self.step + 1}: {broken[0]}; {why} --lr is too high")
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
         self.metrics.append({"step": self.step + 1, **metrics})
 

@@ -431,3 +431,11 @@ def test_an_adapter_is_told_to_merge(tmp_path):
         BadInput, match="no checkpoint there .no vocab.json.; it is an adapter, which must be merged"
     ):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_reward_function_that_gives_no_number_is_not_blamed_on_the_rate(speak, monkeypatch, value):
+    monkeypatch.setitem(MODULES["ppo"].REWARDS, "own", lambda prompt, response: value)
+    status, _, said = speak("ppo", "--reward", "own", "--out", "runs/own")
+    sentence = f"step 1: reward is {value}; what gives the reward is at fault, or --lr is too high\n"
+    assert status == 2 and said.endswith(sentence)

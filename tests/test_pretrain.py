@@ -15,7 +15,7 @@ from pretrain import next_token_loss
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [2, 6, 5, 0, 0]])
 MASK = torch.tensor([[0, 1, 1, 1, 1], [0, 0, 1, 0, 0]]).bool()
-LINE = "one two three four five six seven\n"
+LINE = "one two three four fünf groß 七日 seven\n"  # letters of one, two and three bytes
 
 
 def slow_loss(logits, tokens, mask):
@@ -119,7 +119,9 @@ def test_pretraining_on_text_of_ones_own(home):
     with torch.no_grad():
         log_probs = model(held_out[:, :-1]).double().log_softmax(-1)
     nats = -log_probs.gather(2, held_out[:, 1:, None]).sum().item()
-    n_bytes = sum(len(tokenizer.decode(row[1:])) for row in held_out)  # ASCII: a byte is a letter
+    texts = [tokenizer.decode(row[1:]) for row in held_out]
+    assert "�" not in "".join(texts)  # no letter is cut in two
+    n_bytes = sum(len(text.encode()) for text in texts)
     final = metrics("runs/text")[-1]
     assert final["val_loss"] == pytest.approx(nats / (rows * 31), rel=1e-3) and final["val_loss"] < 0.3
     assert final["bits_per_byte"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-3)

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -163,3 +164,19 @@ def test_one_pass_learns_from_every_pair_once_and_from_no_held_out_one(home, mon
     learned = pairs[: len(pairs) - len(pairs) // 10]
     texts = lambda pair: tuple(pair[key] for key in ("prompt", "chosen", "rejected"))
     assert sorted(tuple(map(tokenizer.decode, pair)) for pair in seen) == sorted(map(texts, learned))
+
+
+def test_the_logged_loss_is_of_the_step_that_it_stands_at(home, monkeypatch):
+    """−log σ(chosen − rejected), the mean over the batch, before that step is taken."""
+    real, losses = reward.pair_scores, []
+
+    def watch(model, pairs, device):
+        scores = real(model, pairs, device)
+        if torch.is_grad_enabled():
+            losses.append(np.mean([math.log(1 + math.exp(b - a)) for a, b in scores.tolist()]))
+        return scores
+
+    monkeypatch.setattr(reward, "pair_scores", watch)
+    call("reward", "--steps", 24, "--lr", 0.01, "--out", "runs/reward-logged")
+    logged = {line["step"]: line["loss"] for line in metrics("runs/reward-logged")[:-1]}
+    assert logged == {step: pytest.approx(losses[step - 1], abs=1e-5) for step in (10, 20, 24)}

@@ -114,16 +114,20 @@ def test_a_comparison_of_two_models_by_hand(compared, monkeypatch):
 
 
 def test_half_of_the_gain_is_a_share_of_a_half(compared, monkeypatch):
-    """As above, with a policy that gives the worse answer once in four: it gains half, at the same KL."""
+    """As above, with a policy that gives the worse answer once in four: it gains half, at the same KL.
+
+    Of each post, whatever it is worth: so the share is the same, whichever posts are drawn.
+    """
+    d = np.arange(16) / 4 + 1
 
     def fake(policy, reference, tokenizer, posts, k, temperature, generator):
         scores = [0.0, 0.0, 2.0, 2.0] if policy is reference else [0.0, 2.0, 2.0, 2.0]
         kl = 0.0 if policy is reference else math.log(2)
-        return [["a"] * 4] * 4, np.array([scores] * 4), np.full((4, 4), kl), np.ones((4, 4))
+        return [["a"] * 4] * 16, d[:, None] * np.array([scores]), np.full((16, 4), kl), np.ones((16, 4))
 
     monkeypatch.setattr("sample.measure", fake)
-    _, policy = compared("--compare", "runs/pretrain", "runs/dpo")
-    assert policy["share"] == pytest.approx((1.5 - 1) / (2 - 1), rel=1e-3)
+    _, policy = compared("--compare", "runs/pretrain", "runs/dpo", "--n-prompts", 16)
+    assert policy["share"] == pytest.approx((1.5 - 1) / (2 - 1), rel=1e-3) and policy["share_se"] < 1e-3
 
 
 def test_answers_are_measured_once_more_by_hand(home):
