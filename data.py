@@ -591,6 +591,7 @@ def held_out(prompts):
     """The prompts that no model learns on: the last ones of a file, until a tenth of its pairs is held out.
 
     `prompts` has the prompt of each pair, in the file's order. One that comes back is held out everywhere.
+    The one rule for reward.py, dpo.py (by `load_pairs`) and ppo.py: none learns what another measures on.
     """
     counts, held, n = Counter(prompts), set(), 0
     for prompt in reversed(prompts):

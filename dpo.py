@@ -99,6 +99,7 @@ def main(args):
         lengths = np.array([sum(map(len, pair)) for pair in pairs])
 
         # The reference never changes, so its log-probabilities are computed once, before the policy moves.
+        # (One that changes must be saved, by `run.state.setdefault` after Run; all figures are beside it.)
         reference = torch.zeros(len(pairs), 2, device=device)
         with torch.no_grad():
             n = math.ceil(len(pairs) / args.batch_size)
@@ -117,7 +118,7 @@ def main(args):
             margin, said = args.beta * (chosen - rejected), -(chosen + reference[val, 0])
             return {
                 "val_loss": dpo_loss(chosen, rejected, args.beta, args.loss).mean().item(),
-                "val_accuracy": (margin > 0).float().mean().item(),
+                "val_accuracy": (margin.sign().mean() / 2 + 0.5).item(),
                 "margin": margin.mean().item(),
                 "chosen": args.beta * chosen.mean().item(),
                 "rejected": args.beta * rejected.mean().item(),
@@ -133,7 +134,7 @@ def main(args):
         run = Run(args, "dpo", steps, pairs, [policy], optimizers)
         for step in run:
             if step % 100 == 0:
-                run.show(step, policy, tokenizer, pairs[-1][0])
+                run.show(step, policy, tokenizer, pairs[val[-1]][0])
             rows = order[step]
             if step == 0:
                 with torch.no_grad():
@@ -153,12 +154,11 @@ def main(args):
             elif step % 10 == 9:
                 run.log(weight=len(rows), loss=loss.item())
 
-        run.show(steps, policy, tokenizer, pairs[-1][0])
-        # With β the model is a reward model, too: β log(π / π_ref), where π_ref is the model in --init. A
-        # reference that moved isn't that one any more: then save None.
-        policy.beta = None if args.loss == "sft" else args.beta
-        save_model(policy, tokenizer, args.out)
-        best = best_accuracy(records[-n_val:])
+        run.show(steps, policy, tokenizer, pairs[val[-1]][0])
+        # With β the model is a reward model, too: β log(π / π_ref), where π_ref is the model in --init (and
+        # no reference that has moved).
+        save_model(policy, tokenizer, args.out, beta=None if args.loss == "sft" else args.beta)
+        best = best_accuracy([records[i] for i in val])
         accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
         look = f'--init {args.out} --prompt "…"' if args.data else f"--compare {args.init} {args.out}"
         at_start = dpo_loss(torch.zeros(1), torch.zeros(1), args.beta, args.loss).item()

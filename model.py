@@ -22,7 +22,7 @@ import time
 import timeit
 import zlib
 from collections import defaultdict
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -200,7 +200,10 @@ class ScalarGPT(GPT):
 
     @torch.no_grad()
     def shift(self, amount):
-        """Add a constant to all scores. GPT-2's head has no bias, so the last norm's bias takes it in."""
+        """Add a constant to all scores. GPT-2's head has no bias, so the last norm's takes it in.
+
+        A second head, if you add one, reads that bias too.
+        """
         w = self.score.weight[0]
         self.transformer.ln_f.bias += amount * w / (w @ w)
 
@@ -455,8 +458,10 @@ def update(models, optimizers, weight):
 
     `weight` is how many tokens or pairs this process's loss is the mean of. A frozen parameter has none.
     """
+    learned = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for model in models:
         for p in model.parameters():
+            assert p.grad is None or p in learned, "a parameter has a gradient, and no optimizer moves it"
             p.grad = None if p.grad is None else process_mean(p.grad, weight)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
@@ -472,6 +477,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}  # of masks
 # GPT-2's files keep these matrices as (in, out); nn.Linear keeps (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")  # of a block
 SIZES = {"vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function"}
 # Keys of config.json that change what the network computes, and what they must say.
 FIXED = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
@@ -480,11 +486,14 @@ FIXED |= {"add_cross_attention": False, "tie_word_embeddings": True}
 
 def model_type(model):
     """The text "gpt2", or "changed-gpt2" if it has more weights, or a new field is not at its default."""
-    c, n = model.config, sum(p.numel() for p in model.parameters())
-    C, score = c.n_embd, c.n_embd * isinstance(model, ScalarGPT)
-    gpt2 = (c.vocab_size + c.n_positions + 2) * C + c.n_layer * (12 * C + 13) * C + score
+    c, scalar = model.config, isinstance(model, ScalarGPT)
+    n = (c.vocab_size + c.n_positions + 2 + c.n_layer * (12 * c.n_embd + 13) + scalar) * c.n_embd
+    parts = [f"h.{i}.{part}" for i in range(c.n_layer) for part in PARTS] + ["ln_f"]
+    names = {f"transformer.{part}.{kind}" for part in parts for kind in ("weight", "bias")}
+    names |= {"transformer.wte.weight", "transformer.wpe.weight"} | ({"score.weight"} if scalar else set())
+    same = model.state_dict().keys() == names and sum(p.numel() for p in model.parameters()) == n
     as_new = all(getattr(c, field.name) == field.default for field in fields(c) if field.name not in SIZES)
-    return "gpt2" if n == gpt2 and as_new else "changed-gpt2"
+    return "gpt2" if same and as_new else "changed-gpt2"
 
 
 def safetensors_bytes(tensors):
@@ -546,13 +555,16 @@ def read_tensors(directory):
         raise BadInput(f"{index}: not an index of safetensors files ({error!r})") from None
 
 
-def save_model(model, tokenizer, directory):
-    """Write model and tokenizer so that `load_model`, `Tokenizer.load` and `transformers` can open them."""
+def save_model(model, tokenizer, directory, beta=None):
+    """Write model and tokenizer so that `load_model`, `Tokenizer.load` and `transformers` can open them.
+
+    `beta`: if β log(π / π_ref) is an implicit reward, where π_ref is the model that --init names, its β.
+    """
     state = model.state_dict()
     tensors = {name: tensor.T if name.endswith(TRANSPOSED) else tensor for name, tensor in state.items()}
     length = model.config.n_positions  # "n_ctx" is its older name, which some programs ask for
-    config = asdict(model.config) | FIXED | {"n_ctx": length, "beta": model.beta}
-    config |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = FIXED | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config |= asdict(model.config) | {"n_ctx": length, "beta": beta}
     config |= {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     config |= {"architectures": [model.architecture], "model_type": model_type(model)}
     side = "left"  # so that a batch of prompts ends together, where others write on
@@ -609,7 +621,8 @@ def load_model(directory, network=GPT, new_head=None):
     if network is ScalarGPT and not has_head and not new_head:
         raise BadInput(f"{directory}: a language model, not a reward model; run reward.py first?")
     if new_head:
-        fresh = network(Config(1, 1, config.n_embd, 0, 1), new_head).state_dict()
+        small = replace(config, vocab_size=1, n_positions=1, n_layer=0)
+        fresh = network(small, new_head).state_dict()
         tensors |= {name: tensor for name, tensor in fresh.items() if not name.startswith("transformer.")}
     try:
         sizes = [*tensors["transformer.wte.weight"].shape, *tensors["transformer.wpe.weight"].shape]
@@ -777,8 +790,8 @@ class Run:
     def load(self):
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            before = saved["made_from"].items() - self.made_from.items()
-            changed = [f"{name} (was {value})" for name, value in before]
+            before, now = saved["made_from"], self.made_from
+            changed = [f"{name} (was {before.get(name)})" for name in now if before.get(name) != now[name]]
             if not changed:
                 for part, state in zip(self.parts, saved["parts"], strict=True):
                     part.load_state_dict(state)

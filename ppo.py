@@ -248,6 +248,7 @@ def main(args):
             tokens, mask, old_log_probs = generate(policy, asked, MAX_ANSWER_TOKENS, eos, generator=generator)
             # 2. Score: one number per answer.
             reward = score(tokens, mask, start)
+            assert reward.shape == (len(tokens),)
             # 3. Rewards: every token pays for leaving the reference; the last one also earns the score.
             reference_log_probs = token_log_probs(reference, tokens, mask, start)
             kl = (old_log_probs - reference_log_probs).sum(1)  # of single answers; their mean is the KL
@@ -291,10 +292,9 @@ def main(args):
                 metrics["explained_variance"] = 1 - error / variance if variance > 1e-6 else 0.0
             run.log(weight=len(tokens), **{name: float(value) for name, value in metrics.items()})
 
-        policy.beta = args.beta
-        save_model(policy, tokenizer, args.out)
         run.show(args.steps, policy, tokenizer, val[-1])
         reward, kl = evaluate()
+        save_model(policy, tokenizer, args.out, beta=args.beta)
         explained = float(metrics["explained_variance"]) if use_critic else None
         look = f'--init {args.out} --prompt "…"' if args.data else f"--compare {args.init} {args.out}"
         before = next(line["objective"] for line in run.metrics if "objective" in line)  # of the reference

@@ -24,6 +24,7 @@ byte, which can be compared between tokenizers: gzip needs about 3, and guessing
 
 import itertools
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,8 @@ def main(args):
     with set_up(args) as device:
         # Text: each row begins with a token that is given, and the rest is to be guessed.
         if args.init:
-            sizes = ["vocab_size", "n_layer", "n_head", "n_embd"] + ["block_size"] * (not args.data)
+            sizes = [field.name for field in fields(Config) if field.name in args]
+            sizes += ["block_size"] * (not args.data)
             refuse(parser, args, sizes, "with --init, which already fixes it")
         load = load_files if args.data else load_world
         tokenizer, rows, order, val_rows, entropy = load(args, np.random.default_rng(args.seed))
@@ -165,7 +167,6 @@ def main(args):
                 run.log(weight=mask.sum(), loss=loss.item())
 
         run.show(args.steps, model, tokenizer, shown, temperature)
-        model.beta = None  # --init may be an aligned model; this isn't one any more
         save_model(model, tokenizer, args.out)
         then = f"python sample.py --init {args.out} " + ('--prompt "…"' if args.data else "--ask")
         ratio = val_loss / entropy if entropy else None

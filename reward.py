@@ -55,9 +55,10 @@ def pair_scores(model, pairs, device):
 def calibration(margin, bins=10):
     """How sure the model was and how often it was right, pair by pair from margins (N,), in bins.
 
-    It is σ(|margin|) sure of its favourite. Returns rows (mean certainty, share right, pairs).
+    It is σ(|margin|) sure of its favourite; a margin of 0 is right in half. Returns rows (mean certainty,
+    share right, pairs).
     """
-    certainty, right = torch.sigmoid(margin.abs()), (margin > 0).float()
+    certainty, right = torch.sigmoid(margin.abs()), margin.sign() / 2 + 0.5
     which = ((certainty - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     rows = [(certainty[which == i], right[which == i]) for i in range(bins)]
     return [(c.mean().item(), r.mean().item(), len(c)) for c, r in rows if len(c)]
@@ -94,7 +95,7 @@ def main(args):
             margin = scores[:, 0] - scores[:, 1]
             return margin, {
                 "val_loss": reward_loss(*scores.unbind(1)).mean().item(),
-                "val_accuracy": (margin > 0).float().mean().item(),
+                "val_accuracy": (margin.sign().mean() / 2 + 0.5).item(),
                 "margin": margin.mean().item(),
             }
 
@@ -124,7 +125,7 @@ def main(args):
         prompts, generator = [pairs[i][0] for i in val], seeded("answers", args.seed, device=device)
         shift_to_mean_0(model, reference, prompts, tokenizer.eos, args.batch_size, generator)
         save_model(model, tokenizer, args.out)
-        best = best_accuracy(records[-n_val:])
+        best = best_accuracy([records[i] for i in val])
         print("how sure   how often right   pairs")
         for certainty, right, n in calibration(margin):
             print(f"{certainty:8.0%}{right:18.0%}{n:8}")

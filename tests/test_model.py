@@ -790,10 +790,10 @@ def test_a_new_field_of_the_configuration_is_saved_and_read_by_its_name(gpt, tmp
 
 
 @pytest.mark.parametrize(
-    "change", ["no positions", "norms without a bias", "one matrix more", "a second head"]
+    "change", ["no positions", "norms without a bias", "one matrix more", "a second head", "as many weights"]
 )
 def test_a_network_with_other_weights_does_not_say_that_it_is_a_gpt2(gpt, tmp_path, change):
-    assert M.model_type(gpt) == M.model_type(ScalarGPT(CONFIG)) == "gpt2"
+    assert M.model_type(gpt) == "gpt2"
     match change:
         case "no positions":
             del gpt.transformer.wpe
@@ -804,6 +804,10 @@ def test_a_network_with_other_weights_does_not_say_that_it_is_a_gpt2(gpt, tmp_pa
         case "a second head":
             gpt = ScalarGPT(CONFIG)
             gpt.doubt = torch.nn.Linear(32, 1, bias=False)
+        case "as many weights":
+            gpt = ScalarGPT(CONFIG)
+            gpt.doubt = torch.nn.Linear(32, 1, bias=False)
+            gpt.transformer.ln_f = torch.nn.LayerNorm(32, bias=False)
     save_model(gpt, NO_TEXT, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "changed-gpt2"
 
@@ -811,8 +815,7 @@ def test_a_network_with_other_weights_does_not_say_that_it_is_a_gpt2(gpt, tmp_pa
 def test_the_strength_of_an_implicit_reward_travels_with_the_checkpoint(gpt, tmp_path):
     save_model(gpt, NO_TEXT, tmp_path)
     assert load_model(tmp_path).beta is None
-    gpt.beta = 0.25
-    save_model(gpt, NO_TEXT, tmp_path)
+    save_model(gpt, NO_TEXT, tmp_path, beta=0.25)
     assert load_model(tmp_path).beta == 0.25
 
 

@@ -161,7 +161,7 @@ def test_the_global_generator_is_seeded_by_seed_step_and_process(tmp_path, monke
 def test_a_run_that_was_stopped_after_its_last_step_can_be_resumed(home, straight, monkeypatch, name):
     """The last step is done and saved, but no model was written yet."""
 
-    def interrupt(*_):
+    def interrupt(*_, **more):
         raise KeyboardInterrupt
 
     out = f"runs/{name}-stopped-late"
@@ -206,13 +206,12 @@ def test_all_randomness_comes_from_generators_of_its_own(home, straight, monkeyp
     assert weights(f"runs/{name}-other-randomness") == weights(f"runs/{name}-straight")
 
 
+defaults = lambda name: MODULES[name].parser.parse_args([])
 CHANGES = [
     *[(name, "--lr") for name in SCRIPTS],
     *[(name, "the init weights") for name in SCRIPTS],
     ("pretrain", "the text"),
-    ("dpo", "the pairs"),
-    ("reward", "the pairs"),
-    ("ppo", "the pairs"),
+    *[(name, "the pairs") for name in SCRIPTS if name != "pretrain" and "data" in vars(defaults(name))],
     ("ppo", "the reward weights"),
     ("ppo rloo", "the reward weights"),
 ]
@@ -226,10 +225,7 @@ def test_a_run_does_not_go_on_from_something_else(home, tmp_path, name, what):
     copy("runs/reward", here["reward"])
     here["pairs"].write_bytes(Path("runs/pretrain/preferences.jsonl").read_bytes())
     here["text"].write_text("one two three four five six seven\n" * 100)
-    options, known = (
-        ["--init", here["init"], "--out", tmp_path / "out"],
-        vars(MODULES[name].parser.parse_args([])),
-    )
+    options, known = (["--init", here["init"], "--out", tmp_path / "out"], vars(defaults(name)))
     if what == "the text":
         options += ["--data", here["text"], "--block-size", 32]
     elif "data" in known and name != "pretrain":
