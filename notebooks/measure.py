@@ -163,6 +163,11 @@ class Reference:
             low, high = (beta, high) if self.kl(weights) > kl else (low, beta)
         return weights
 
+    def share_at(self, values, kl=1):
+        """The share of the ideal policy for a reward, at that KL."""
+        weights = self.ideal_at(values, kl)
+        return self.share(self.mean(weights, self.scores), self.kl(weights))
+
     def share(self, score, kl):
         """Of the gain that is optimal at that KL."""
         best = np.interp(kl, self.frontier[:, 0], self.frontier[:, 1])

@@ -989,7 +989,8 @@ def test_a_process_counts_by_the_tokens_that_it_has(monkeypatch):
     network(torch.tensor([1.0, 0.0])).backward()
     one_of_two(monkeypatch, 3 * torch.tensor([[5.0, 8.0]]), 3)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *how: None)
-    M.update([network], [], weight=1)
+    idle = SimpleNamespace(param_groups=[{"params": [network.weight]}], step=lambda: 0, zero_grad=lambda: 0)
+    M.update([network], [idle], weight=1)
     assert network.weight.grad.tolist() == [[(1 * 1 + 3 * 5) / 4, (1 * 0 + 3 * 8) / 4]]
 
 
