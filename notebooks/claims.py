@@ -52,7 +52,8 @@ def difference(a, b):
     """Mean of a − b over seeds, half the width of its 95% interval, and the p-value."""
     d = np.asarray(a, dtype=float) - b
     error = d.std(ddof=1) / math.sqrt(len(d))
-    return d.mean(), critical(len(d) - 1) * error, p_value(d.mean() / error, len(d) - 1) if error else 0.0
+    p = p_value(d.mean() / error, len(d) - 1) if error else float(d.mean() == 0)  # equal columns tell nothing
+    return d.mean(), critical(len(d) - 1) * error, p
 
 
 def holm(p_values):

@@ -2,8 +2,12 @@
 
 import itertools
 import json
+import math
 import random
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -531,3 +535,28 @@ def lines_picture(xs, panels, xlabel, ylabel, form=percent):
     axes[0, 0].set_ylabel(ylabel)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     plt.show()
+
+
+def draw_runs(directories, path):
+    """The metrics of finished runs, a panel each and a line for each run, into a picture."""
+    runs = {str(directory): read_metrics(directory)[0] for directory in directories}
+    names = list(
+        dict.fromkeys(name for log in runs.values() for line in log for name in line if name != "step")
+    )
+    fig, axes = plt.subplots(math.ceil(len(names) / 3), 3, figsize=(10, 2.2 * math.ceil(len(names) / 3)))
+    for axis, name in itertools.zip_longest(axes.flat, names):
+        axis.set_visible(name is not None)
+        for i, (label, log) in enumerate(runs.items()):
+            if any(name in line for line in log):
+                look = {"color": f"C{i}", "linestyle": ("-", "--", ":", "-.")[i % 4], "marker": "."}
+                axis.plot(*curve(log, name), label=label, **look)
+        axis.set_title(name)
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    fig.savefig(path)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit("python notebooks/plots.py DIR …: draw the metrics of these runs into runs/metrics.png")
+    draw_runs(sys.argv[1:], Path("runs/metrics.png"))
+    print("runs/metrics.png")

@@ -1,11 +1,11 @@
 """How a reward model learns to see, and what a margin is worth: experiments on fresh seeds, 21 to 25.
 
-    python notebooks/sight.py [SEED …]       # about twenty minutes a seed on one core; stop and start as you like
+    python notebooks/sight.py [SEED …]      # twenty minutes a seed on one core; stop and start as you like
 
 `experiments.json` is of an earlier pretraining; this file is not, and keeps its results in `sight.json`. What
 was predicted stands in each function's docstring, and was committed before the first run. No setting was
-chosen on these seeds. All models are trained by the scripts with their defaults. "Share" is of the gain that is
-optimal at the same KL, by listing answers (`measure.py`).
+chosen on these seeds. All models are trained by the scripts with their defaults. "Share" is of the gain that
+is optimal at the same KL, by listing answers (`measure.py`).
 """
 
 import json
@@ -93,8 +93,8 @@ def roads(seed):
 
 
 def proof(seed):
-    """Predicted: PPO on the learned reward from which two points are taken for each hidden word has 96.5%, and
-    no more hidden wrong words than DPO. So the gap is in the reward, and in nothing else.
+    """Predicted: PPO on the learned reward from which two points are taken for each hidden word has 96.5%,
+    and no more hidden wrong words than DPO. So the gap is in the reward, and in nothing else.
     """
 
     def mend():
@@ -122,10 +122,10 @@ def law(seed):
 
 
 def doses(seed):
-    """Predicted: sight comes in jumps. With 3,000 added pairs (1,500 of each sort) things or names are seen on
-    half of the seeds, with 12,000 things on all, with 24,000 names still on few. Accuracy says little: the
-    ideal policy gains only where the *margin* has grown and no other fault's has shrunk. PPO follows the ideal
-    policy to within a point.
+    """Predicted: sight comes in jumps. With 3,000 added pairs (1,500 of each sort) things or names are seen
+    on half of the seeds, with 12,000 things on all, with 24,000 names still on few. Accuracy says little: the
+    ideal policy gains only where the *margin* has grown and no other fault's has shrunk. PPO follows the
+    ideal policy to within a point.
     """
 
     def dose(n):

@@ -38,6 +38,7 @@ def test_a_paired_difference_by_hand():
     assert (mean, half) == (pytest.approx(3), pytest.approx(2.7764 * 0.5**0.5, abs=1e-3))
     assert p == pytest.approx(0.0132, abs=2e-4)
     assert claims.said(np.array([1.0, 2, 3, 4, 5])) == "3.00 ± 0.71"
+    assert claims.difference([1.0, 2, 3], [1.0, 2, 3])[2] == 1  # equal columns tell no difference
 
 
 def test_holm_s_correction_by_hand():
