@@ -447,6 +447,8 @@ def test_top_k_and_top_p_by_hand():
     assert kept(2, 0.7) == [True, True, False, False]  # of those two, the first alone has mass 2/3
     assert kept(2, 0.6) == [True, False, False, False]
     assert kept(99, 1.0) == [True, True, True, True]
+    equal = filter_logits(torch.zeros(1, 4), 0, 0.5)  # two of four have that mass already
+    assert (equal > -math.inf).sum() == 2
     filtered = filter_logits(logits, 3, 0.95)
     assert torch.equal(filtered[filtered > -math.inf], logits[filtered > -math.inf])  # what stays, stays so
 
@@ -1002,3 +1004,51 @@ def test_what_is_logged_is_the_mean_over_all_processes(monkeypatch, tmp_path):
         one_of_two(monkeypatch, 3 * torch.tensor([6.0, 4.0]), 3)
         run.log(weight=torch.tensor(1), loss=2.0, figure=8.0)
     assert run.metrics == [{"step": 1, "loss": 5.0, "figure": 5.0}]
+
+
+def test_no_token_without_probability_is_drawn(monkeypatch):
+    """Not even where the uniform number is 0, the least that torch.rand gives."""
+    monkeypatch.setattr(torch, "rand", lambda *size, **how: torch.zeros(*size))
+    token, log_prob = M.sample_token(torch.tensor([[-math.inf, 0.0, -math.inf]]), 1.0, 0, 1.0, None)
+    assert token.tolist() == [1] and log_prob.tolist() == [0]
+
+
+def test_a_long_gradient_is_cut_to_length_1():
+    layer = torch.nn.Linear(2, 1, bias=False)
+    before, layer.weight.grad = layer.weight.detach().clone(), torch.tensor([[3.0, 4.0]])
+    M.update([layer], [torch.optim.SGD(layer.parameters(), lr=1.0)], weight=1)
+    assert torch.allclose(before - layer.weight, torch.tensor([[0.6, 0.8]]), atol=1e-4)
+
+
+def test_a_configuration_without_an_activation_has_gpt2_s(gpt, tmp_path):
+    save_model(gpt, NO_TEXT, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["activation_function"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_model(tmp_path).config.activation_function == "gelu_new"
+
+
+def test_any_network_of_a_run_may_break_it(tmp_path):
+    """The critic's weights, too, though no figure tells."""
+    fine, broken = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    broken.weight.data.fill_(math.nan)
+    run = M.Run(run_args(tmp_path), "two", 1, [], [fine, broken], [])
+    with pytest.raises(BadInput, match="step 1: weights are NaN or infinite"):
+        for _ in run:
+            run.log(loss=1.0)
+
+
+def test_autocast_sees_weights_that_change(tmp_path):
+    args = run_args(tmp_path)
+    args.dtype, args.device = "bfloat16", "cpu"
+    with M.set_up(args):
+        layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
+        before = layer(x)
+        layer.weight.data += 1
+        assert (layer(x) - before).mean().item() == pytest.approx(4, abs=0.1)
+
+
+@pytest.mark.parametrize("length", range(8))
+def test_numbers_start_at_a_multiple_of_eight(length):
+    raw = safetensors_bytes({"a" * (length + 1): torch.ones(1)})
+    assert (8 + int.from_bytes(raw[:8], "little")) % 8 == 0

@@ -1028,3 +1028,16 @@ def test_the_first_steps_have_the_rates_of_the_warm_up(home, monkeypatch, name):
         name, "--steps", 4, "--out", "runs/warm"
     )
     assert rates[:3] == pytest.approx([1 / warmup, 2 / warmup, 3 / warmup])
+
+
+def test_a_kill_before_the_metrics_are_written_can_be_resumed(home, straight):
+    """The run is over only when they are."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, "write_records", killed)
+        on_the_clock("pretrain", "--out", "runs/no-metrics")
+    on_the_clock("pretrain", "--out", "runs/no-metrics", "--resume")
+    assert metrics("runs/no-metrics") == straight["pretrain"]

@@ -187,3 +187,10 @@ def test_a_folder_without_a_vocabulary_is_no_checkpoint(tmp_path):
         (tmp_path / "tokenizer.json").write_text(damaged)
         with pytest.raises(BadInput, match="tokenizer.json: not of a GPT-2 tokenizer"):
             Tokenizer.load(tmp_path)
+
+
+def test_padding_is_never_the_end_of_a_text():
+    """Or other programs would read a score before it. GPT-2 itself has no token for padding."""
+    without = Tokenizer({token: i for i, token in enumerate([*data.CHAR_TO_BYTE, EOS])}, [])
+    assert without.pad != without.eos and without.pad in without.vocab.values()
+    assert "pad_token" not in json.loads(without.files()["tokenizer_config.json"])

@@ -91,6 +91,12 @@ def test_probabilities_entropy_and_kinds_of_answers_equal_an_exhaustive_count(sm
 # The world as it is
 
 
+def test_three_writers_in_five_are_lazy_and_one_in_six_of_the_others_is_right():
+    counts = Counter(data.WRITERS)
+    assert counts.pop("repeats") / len(data.WRITERS) == 3 / 5
+    assert len(counts) == 6 and set(counts.values()) == {1} and "full" in counts
+
+
 def test_three_documents_in_four_are_of_the_first_kind():
     kinds = Counter(document.prompt.split(":")[0] for document in documents(4000, seed=0))
     assert set(kinds) == set(KINDS)
