@@ -115,6 +115,7 @@ def group_advantages(returns, estimator):
 
     rloo: the return minus the mean of the other answers' (Ahmadian et al. 2024, arXiv 2402.14740, eq. 8).
     grpo: minus the group's mean, over its standard deviation (Shao et al. 2024, arXiv 2402.03300, 4.1.2).
+    There each answer counts alike, by the mean over its tokens; here each token of a minibatch does.
     """
     groups = returns.view(-1, GROUP)
     centred = groups - groups.mean(1, keepdim=True)
@@ -261,7 +262,10 @@ def main(args):
                 returns = advantages + old_values  # before whitening, which is only for the policy
                 advantages = whiten(advantages, mask)
             else:
-                advantages = group_advantages(rewards.sum(1), args.advantage)[:, None] * mask
+                # The KL apart: where a group's rewards are equal, grpo would blow up its noise to full size.
+                paid = rewards.sum(1) - reward
+                advantages = group_advantages(reward, args.advantage) + group_advantages(paid, "rloo")
+                advantages = advantages[:, None] * mask
             # 5. Update: a few passes over these answers, in minibatches.
             set_lr(optimizers, step, args.steps, warmup=5)  # iterations: Adam's averages are rough at first
             shuffle, moved = seeded("minibatches", args.seed, step, RANK), []

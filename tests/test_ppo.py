@@ -262,17 +262,18 @@ def test_answers_to_the_same_prompt_are_held_against_each_other(home, monkeypatc
     assert len(prompts) == 16 and len({tuple(prompt) for prompt in prompts}) == 4
     assert all(prompts[i] == prompts[i - i % 4] for i in range(16))
     scores, reference_log_probs, _ = slow_rollout(tokens, mask, Tokenizer.load("runs/pretrain").eos)
-    paid = [0.3 * (old_log_probs[i].sum().item() - sum(reference_log_probs[i])) for i in range(16)]
-    returns = np.array(scores) - np.array(paid)
+    paid = [-0.3 * (old_log_probs[i].sum().item() - sum(reference_log_probs[i])) for i in range(16)]
     for (_, old, advantages, m), _ in seen["policy_loss"]:
         for i in range(len(old)):
             row = (old_log_probs == old[i]).all(1).nonzero().item()
-            others = [returns[j] for j in range(row - row % 4, row - row % 4 + 4) if j != row]
+            others = [j for j in range(row - row % 4, row - row % 4 + 4) if j != row]
+            mean_of_others = lambda x: np.mean([x[j] for j in others])
+            expected = paid[row] - mean_of_others(paid)  # the KL is held against the others' by both
             if kind == "rloo":
-                expected = returns[row] - np.mean(others)
+                expected += scores[row] - mean_of_others(scores)
             else:
-                group = [*others, returns[row]]
-                expected = (returns[row] - np.mean(group)) / np.std(group, ddof=1)
+                group = [scores[j] for j in (*others, row)]
+                expected += (scores[row] - np.mean(group)) / np.std(group, ddof=1)
             assert advantages[i][m[i]].tolist() == pytest.approx(
                 [expected] * int(m[i].sum()), rel=0.02, abs=1e-3
             )
@@ -407,7 +408,7 @@ def test_the_second_iteration_once_more_by_hand(home, monkeypatch, kind):
     _, (tokens, mask, log_probs) = seen["generate"][1]
     scores, reference_log_probs, _ = slow_rollout(tokens, mask, eos)
     kl = log_probs.double().sum(1).numpy() - np.array([sum(each) for each in reference_log_probs])
-    returns = credited[1][0].sum(1) if kind == "gae" else credited[1][0]
+    returns = credited[1][0].sum(1) if kind == "gae" else credited[2][0] + credited[3][0]
     assert abs(kl.mean()) > 0.05  # so that a sign, or a term that is forgotten, shows
     assert returns.tolist() == pytest.approx((np.array(scores) - 0.3 * kl).tolist(), abs=1e-3)
     assert lines[1]["kl"] == pytest.approx(kl.mean(), abs=1e-3)
@@ -435,6 +436,26 @@ def test_the_second_iteration_once_more_by_hand(home, monkeypatch, kind):
     # No two iterations, nor their shuffling, have the same random numbers.
     assert len(named) == len(set(named)) >= 5
     assert saved.beta == 0.3
+
+
+def test_a_group_of_equal_rewards_teaches_nothing_but_the_kl(home, monkeypatch):
+    """GRPO, with a reward that is 1 for all: the advantages are RLOO's of −β KL, by hand, and small."""
+    seen = watch(monkeypatch)
+    monkeypatch.setitem(ppo.REWARDS, "one", lambda prompt, response: 1.0)
+    monkeypatch.setattr(ppo, "PENALTY", 0.0)
+    monkeypatch.setattr(ppo, "has_ended", lambda tokens, mask, eos: torch.ones(len(tokens), dtype=torch.bool))
+    options = ["--reward", "one", "--advantage", "grpo", "--steps", 2, "--batch-size", 16, "--beta", 0.05]
+    call("ppo", *options, "--lr", 0.02, "--out", "runs/ppo-equal")
+    _, (tokens, mask, log_probs) = seen["generate"][1]
+    _, reference_log_probs, _ = slow_rollout(tokens, mask, Tokenizer.load("runs/pretrain").eos)
+    paid = [-0.05 * (log_probs[i].sum().item() - sum(reference_log_probs[i])) for i in range(16)]
+    mean_of_others = lambda i: np.mean([paid[j] for j in range(i - i % 4, i - i % 4 + 4) if j != i])
+    found = {}
+    for (_, old, advantages, m), _ in seen["policy_loss"][2:]:
+        for i in range(len(old)):
+            found[(log_probs == old[i]).all(1).nonzero().item()] = advantages[i][m[i]][0].item()
+    assert len(found) == 16 and 0.001 < max(map(abs, found.values())) < 0.3
+    assert found == {i: pytest.approx(paid[i] - mean_of_others(i), abs=1e-3) for i in range(16)}
 
 
 def test_prompts_that_are_cut_are_counted(home, capsys):
