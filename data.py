@@ -538,13 +538,12 @@ def read_preferences(path):
         rows = json.loads(text) if is_array else text.split("\n")
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: starts with [ but is no JSON array ({error})") from None
-    records, ignored, chats = [], {}, 0
+    records, ignored = [], {}
     for number, row in enumerate(rows, start=1):
         if is_array or row.strip():
             try:
                 record = row if is_array else json.loads(row)
                 records.append(canonical(record))
-                chats += isinstance(record["chosen"], list)
                 ignored |= {key: None for key in record if key not in USED and record[key] not in EMPTY}
             except json.JSONDecodeError as error:
                 what = f"not JSON ({error.msg}); write one object on each line"
@@ -555,8 +554,9 @@ def read_preferences(path):
         raise BadInput(f"{path}: no preferences in it; write one object on each line")
     if ignored:
         print(printable(f"{path}: {len(records)} pairs; ignored in them: {', '.join(ignored)}"))
+    chats = sum(record["prompt"].startswith((*TURNS.values(),)) for record in records)
     if 0 < chats < len(records):
-        print(f"{path}: {chats} of {len(records)} pairs are conversations; only these get their turns' names")
+        print(f"{path}: {chats} of {len(records)} prompts are conversations, with Human: and the like")
     if n := sum(EOS in "".join(str(record[key]) for key in USED[:3]) for record in records):
         print(f"{path}: {n} pairs have {EOS} in their texts; it is text there, and not the end of one")
     return records

@@ -537,7 +537,7 @@ def test_texts_beside_conversations_and_the_name_of_the_end_are_said(path, capsy
     data.write_records(path, [texts, chat, chat])
     data.read_preferences(path)
     said = capsys.readouterr().out
-    assert f"{path}: 2 of 3 pairs are conversations; only these get their turns' names\n" in said
+    assert f"{path}: 2 of 3 prompts are conversations, with Human: and the like\n" in said
     assert (
         f"{path}: 1 pairs have <|endoftext|> in their texts; it is text there, and not the end of one\n"
         in said
