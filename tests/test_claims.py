@@ -97,6 +97,15 @@ def test_tastes_by_hand():
         assert experiments.short_answers(post, answer) == -0.5 * len(answer.split())
 
 
+def test_the_defaults_are_what_the_claims_and_the_tuning_are_about():
+    best = [json.loads(line) for line in (claims.HERE / "tuning.jsonl").read_text().splitlines()]
+    rates = {line["method"]: line["setting"].split()[1] for line in best if line.get("rate") == 1}
+    assert {"dpo beta=0.5", "ppo beta=0.4"} <= {*experiments.MAIN}
+    assert (dpo.parser.get_default("beta"), experiments.ppo.parser.get_default("beta")) == (0.5, 0.4)
+    assert float(rates["dpo"]) == dpo.parser.get_default("lr")
+    assert float(rates["rlhf"]) == experiments.reward.parser.get_default("lr")
+
+
 def test_operations_by_counting():
     """The formula against PyTorch's counter, which also sees attention: a few percent more at this length."""
     tokenizer = Tokenizer.train(["ab " * 10], 258)

@@ -246,3 +246,10 @@ def test_surprise_at_the_chosen_answers_by_hand(home):
         total -= slow_log_prob(policy, tokenizer.encode(record["prompt"]), answer)
         n += len(answer)
     assert metrics("runs/dpo-surprise")[-2]["nats_per_token"] == pytest.approx(total / n, abs=1e-3)
+
+
+def test_what_a_healthy_loss_is_depends_on_the_loss(home, capsys):
+    """hinge begins at 1, so 0.9 is something learned, though it is over log 2."""
+    call("dpo", "--loss", "hinge", "--out", "runs/dpo-hinge", "--steps", 16, "--lr", 3e-3)
+    assert math.log(2) < metrics("runs/dpo-hinge")[-1]["val_loss"] < 1
+    assert "Next:" in capsys.readouterr().out

@@ -462,5 +462,25 @@ def test_prompts_that_are_cut_are_counted(home, capsys):
     texts = [f"It is {i} {'word ' * (30 if i < 7 else 0)}" for i in range(40)]
     write_records("cut.jsonl", [{"prompt": text, "chosen": " yes", "rejected": " no"} for text in texts])
     tokenizer = Tokenizer.load("runs/pretrain")
-    ppo.load_prompts(ppo.parser.parse_args(["--data", "cut.jsonl"]), tokenizer, 20)
+    train, val = ppo.load_prompts(ppo.parser.parse_args(["--data", "cut.jsonl"]), tokenizer, 20)
+    assert train + val == [tokenizer.encode(text)[-20:] for text in texts]  # they keep their ends
     assert "36 prompts to learn on, 4 held out, 7 cut to 20 tokens\n" in capsys.readouterr().out
+
+
+def test_how_far_a_policy_moved_by_hand():
+    """Three tokens under the mask, one of them rarer by half, one more frequent by a quarter; one outside."""
+    ratio, mask = torch.tensor([[0.5, 1.25, 1.0, 9.0]]), torch.tensor([[True, True, True, False]])
+    mean, approx_kl, clipped, _ = ppo.drift(ratio, mask).tolist()
+    assert mean == pytest.approx(2.75 / 3) and clipped == pytest.approx(2 / 3)
+    assert approx_kl == pytest.approx((-0.5 + math.log(2) + 0.25 - math.log(1.25)) / 3)
+
+
+def test_a_policy_that_ends_worse_than_it_began_is_called_so(home, capsys, monkeypatch):
+    """A reward of 10 in the first iteration, 0 in the second and 5 at the end: the first is what counts."""
+    calls = []
+    reward = lambda prompt, response: (
+        calls.append(1) or (10 if len(calls) <= 16 else 0 if len(calls) <= 32 else 5)
+    )
+    monkeypatch.setitem(ppo.REWARDS, "falls", reward)
+    call("ppo", "--reward", "falls", "--steps", 2, "--lr", 1e-6, "--out", "runs/ppo-falls")
+    assert "no better than the model that it started from" in capsys.readouterr().out

@@ -164,3 +164,33 @@ def test_text_that_will_not_do_is_named(home, name, content, said):
         Path(name).write_bytes(content)
     with pytest.raises(BadInput, match=said):
         call("pretrain", "--data", name, "--out", "runs/named", "--block-size", 32)
+
+
+def test_the_tokenizer_learns_from_the_beginning_of_a_text_and_from_nothing_held_out(home, monkeypatch):
+    """Sixteen pieces of a long text; of the embedded world 4,000 documents that are learned from."""
+    learned, train = [], Tokenizer.train
+    monkeypatch.setattr(
+        Tokenizer, "train", lambda texts, size: learned.append([*texts]) or train(learned[-1], size)
+    )
+    pieces = [f" piece{i}" * 40 for i in range(20)]
+    monkeypatch.setattr(pretrain, "read_chunks", lambda path: iter(pieces))
+    Path("any.txt").write_text("".join(pieces))
+    call("pretrain", "--data", "any.txt", "--block-size", 8, "--steps", 1, "--out", "runs/pieces")
+    call("pretrain", "--steps", 1, "--out", "runs/pieces")
+    assert learned[0] == pieces[:16]
+    assert learned[1] == [d.prompt + d.response for d in documents(8, [1, TRAINED])]
+
+
+def test_the_last_block_before_the_held_out_part_is_learned_from_too(home, monkeypatch):
+    """Of a text that has room for five beginnings each is drawn."""
+    seen, real = set(), pretrain.next_token_loss
+
+    def watch(model, tokens, mask):
+        seen.update(tuple(row) for row in tokens.tolist() if torch.is_grad_enabled())
+        return real(model, tokens, mask)
+
+    monkeypatch.setattr(pretrain, "next_token_loss", watch)
+    Path("few.txt").write_text("".join(map(chr, range(65, 86))))  # 21 letters and the end
+    call("pretrain", "--data", "few.txt", "--block-size", 2, "--steps", 30, "--out", "runs/few-blocks")
+    ids = np.fromfile("runs/few-blocks/tokens.bin", dtype=np.uint16).tolist()
+    assert seen == {tuple(ids[i : i + 2]) for i in range(len(ids) - 2 - 1)}

@@ -74,6 +74,11 @@ def test_calibration_by_hand():
     assert len(calibration(margins, bins=2)) == 2  # a half to three quarters, and up to 1
 
 
+def test_ties_and_certainties_of_1_are_counted():
+    """A margin of 0 is right in half; one of 50, of which σ is 1 in float32, belongs to the last bin."""
+    assert calibration(torch.tensor([0.0, 50.0, 50.0])) == [(0.5, 0.5, 1), (1.0, 1.0, 2)]
+
+
 def test_the_bins_of_calibration_reach_from_a_half_to_1():
     """Ten bins of equal width: certainties in their middles fall into one each."""
     certainty = torch.arange(10) / 20 + 0.525
@@ -84,6 +89,9 @@ def test_the_bins_of_calibration_reach_from_a_half_to_1():
 
 def test_scores_have_mean_0_on_the_references_answers(home):
     final = metrics("runs/reward")[-1]
+    records = read_preferences("runs/pretrain/preferences.jsonl")
+    sure = [max(r["certainty"], 1 - r["certainty"]) for r in records[-(len(records) // 10) :]]
+    assert final["best_accuracy"] == pytest.approx(np.mean(sure))
     assert 0 < final["val_accuracy"] < 1 and 0.5 < final["best_accuracy"] < 1 and final["val_loss"] > 0
     tokenizer, reference = Tokenizer.load("runs/pretrain"), load_model("runs/pretrain")
     model = load_model("runs/reward", ScalarGPT)

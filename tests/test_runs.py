@@ -1014,20 +1014,40 @@ def test_helpers_have_a_help(name):
 
 
 @every_script
-def test_the_first_steps_have_the_rates_of_the_warm_up(home, monkeypatch, name):
-    """(s + 1) / warm-up times the full one, when the weights are changed."""
-    rates, real, module = [], model.update, MODULES[name]
-    warmup = {"pretrain": 20, "ppo": 5}.get(name, 10)
+def test_rates_and_weights_of_each_update(home, monkeypatch, name):
+    """The rate is (s + 1) / warm-up of the full one, then falls in a line; what counts is tokens or pairs."""
+    rates, weights_given, real, module = [], [], model.update, MODULES[name]
+    warmup, final, steps = {"pretrain": (20, 0.05, 24), "ppo": (5, 0, 8)}.get(name, (10, 0, 24))
 
     def spy(models, optimizers, weight):
         rates.append(optimizers[0].param_groups[0]["lr"] / optimizers[0].param_groups[0]["initial_lr"])
+        weights_given.append(int(weight))
         real(models, optimizers, weight)
 
+    masks = []
     monkeypatch.setattr(module, "update", spy)
-    call(name, "--steps", 4, "--epochs", 1, "--out", "runs/warm") if name == "ppo" else call(
-        name, "--steps", 4, "--out", "runs/warm"
-    )
+    if name == "pretrain":
+        loss = module.next_token_loss
+        seen = lambda network, tokens, mask: torch.is_grad_enabled() and masks.append(mask.sum().item())
+        monkeypatch.setattr(module, "next_token_loss", lambda *how: (seen(*how), loss(*how))[1])
+    if name == "ppo":
+        loss = module.policy_loss
+        monkeypatch.setattr(module, "policy_loss", lambda *x: (masks.append(x[3].sum().item()), loss(*x))[1])
+    options = ["--epochs", 1] if name == "ppo" else []
+    call(name, *options, "--steps", steps, "--out", "runs/rates")
     assert rates[:3] == pytest.approx([1 / warmup, 2 / warmup, 3 / warmup])
+    assert rates[-1] == pytest.approx(final + (1 - final) / (steps - warmup)) and len(rates) == steps
+    assert weights_given == masks if masks else {*weights_given} <= {14, 15, 16}
+
+
+@every_script
+def test_all_random_numbers_depend_on_the_seed(home, monkeypatch, name):
+    """Each generator that a script makes, but the one of the answers that are shown, is named after it."""
+    named, module, rng = [], MODULES[name], np.random.default_rng
+    monkeypatch.setattr(module, "seeded", lambda *x, **how: named.append(x) or model.seeded(*x, **how), False)
+    monkeypatch.setattr(np.random, "default_rng", lambda *x: named.append(x) or rng(*x))
+    call(name, "--seed", 77, "--steps", 2, "--out", "runs/seeded")
+    assert len(named) >= 1 and all(77 in x for x in named), named
 
 
 def test_a_kill_before_the_metrics_are_written_can_be_resumed(home, straight):
