@@ -8,6 +8,7 @@ chosen on these seeds. All models are trained by the scripts with their defaults
 is optimal at the same KL, by listing answers (`measure.py`).
 """
 
+import itertools
 import json
 import os
 import random
@@ -144,16 +145,16 @@ def doses(seed):
 
 def main():
     os.environ["TQDM_DISABLE"] = "1"
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for seed in [int(seed) for seed in sys.argv[1:]] or SEEDS:
+    seeds = [int(seed) for seed in sys.argv[1:]] or SEEDS
+    for experiment, seed in itertools.product((roads, proof, law, doses), seeds):
         pretrained(seed)
-        for name, function, *arguments in (job for jobs in (roads, proof, law, doses) for job in jobs(seed)):
+        for name, function, *arguments in experiment(seed):
+            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             if f"{seed} {name}" not in results:
                 began = time.time()
                 figures = rounded(function(*arguments)) | {"seconds": round(time.time() - began, 1)}
-                results = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | {
-                    f"{seed} {name}": figures
-                }
+                results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+                results[f"{seed} {name}"] = figures
                 write_files(HERE, {RESULTS.name: json.dumps(results, indent=0).encode()})
                 print(f"{seed} {name}: {figures['seconds']:.0f} s", flush=True)
 
