@@ -205,15 +205,15 @@ def ask(args, device):
     """Two answers of the model to each of N new prompts; volunteers choose, and their choices are written."""
     init = args.init or "runs/pretrain"
     tokenizer, model = Tokenizer.load(init), load_model(init).to(device)
-    path, seed = Path(init, "preferences.jsonl"), [args.seed, ASKED]
+    path = Path(init, "preferences.jsonl")
     if not os.access(init, os.W_OK):
         raise BadInput(f"{path}: cannot be written; copy {init}, and ask the copy")
     with contextlib.nullcontext() if RANK else locked(init):
-        prompts = [document.prompt for document in documents(args.ask, seed, KINDS[0])]
+        prompts = [document.prompt for document in documents(args.ask, [args.seed, ASKED], KINDS[0])]
         twice = [prompt for prompt in prompts for _ in range(2)]
         how = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
         answers = sample_texts(model, tokenizer, twice, ("asked", args.seed), **how)
-        records = ask_volunteers(prompts, answers, seed)
+        records = ask_volunteers(prompts, answers, ["volunteers", args.seed])
         if not records:
             raise BadInput(f"{init}: its two answers to a prompt are always the same; raise --temperature")
         if RANK == 0:

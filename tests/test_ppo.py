@@ -484,3 +484,9 @@ def test_a_policy_that_ends_worse_than_it_began_is_called_so(home, capsys, monke
     monkeypatch.setitem(ppo.REWARDS, "falls", reward)
     call("ppo", "--reward", "falls", "--steps", 2, "--lr", 1e-6, "--out", "runs/ppo-falls")
     assert "no better than the model that it started from" in capsys.readouterr().out
+
+
+def test_only_an_end_of_the_answer_is_its_end():
+    tokens = torch.tensor([[7, 1, 2, 3], [1, 2, 7, 0], [1, 2, 3, 7]])
+    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 1, 0]]).bool()
+    assert ppo.has_ended(tokens, mask, 7).tolist() == [False, True, False]

@@ -209,6 +209,7 @@ def test_all_randomness_comes_from_generators_of_its_own(home, straight, monkeyp
 defaults = lambda name: MODULES[name].parser.parse_args([])
 CHANGES = [
     *[(name, "--lr") for name in SCRIPTS],
+    ("dpo", "--beta"),
     *[(name, "the init weights") for name in SCRIPTS],
     ("pretrain", "the text"),
     *[(name, "the pairs") for name in SCRIPTS if name != "pretrain" and "data" in vars(defaults(name))],
@@ -235,8 +236,8 @@ def test_a_run_does_not_go_on_from_something_else(home, tmp_path, name, what):
     on_the_clock(name, *options, stop_after=3)
     before = contents(tmp_path / "out")
     match what:
-        case "--lr":
-            options += ["--lr", 0.0123]
+        case "--lr" | "--beta":
+            options += [what, 0.0123]
         case "the init weights":
             other_weights(here["init"])
         case "the reward weights":
@@ -245,7 +246,7 @@ def test_a_run_does_not_go_on_from_something_else(home, tmp_path, name, what):
             here["text"].write_text(here["text"].read_text().replace("seven", "eight"))
         case "the pairs":
             here["pairs"].write_text(here["pairs"].read_text().replace("POST", "GHOST", 1))
-    named = r"--lr \(was 0" if what == "--lr" else r"the data or the first weights \(was "
+    named = rf"{what} \(was 0" if what[:2] == "--" else r"the data or the first weights \(was "
     with pytest.raises(BadInput, match=r"resume.pt: changed since that run was stopped: " + named):
         call(name, *options, "--resume")
     after = contents(tmp_path / "out")
@@ -951,7 +952,9 @@ def test_two_people_who_label_into_one_file_lose_nothing(home, speak):
     assert status == 2 and "shared.jsonl: another run is writing there" in said
     process.stdin.write("1\n")
     process.stdin.flush()
-    while len(Path("shared.jsonl").read_text().splitlines()) < 2:
+    for _ in range(200):  # ten seconds
+        if len(Path("shared.jsonl").read_text().splitlines()) == 2:
+            break
         time.sleep(0.05)
     with open("shared.jsonl", "a") as file:
         file.write('{"prompt": "My", "chosen": "a", "rejected": "b"}\n')

@@ -13,8 +13,19 @@ import torch
 
 import sample
 from conftest import ROOT, call, contents, copy, start, weights
-from data import ASKED, BEST, COMPARED, HELD_OUT, KINDS, MAX_ANSWER_TOKENS, BadInput, Tokenizer, documents
-from data import encode_pairs, judge, kind_of, printable, read_preferences
+from data import (
+    ASKED,
+    BEST,
+    COMPARED,
+    HELD_OUT,
+    KINDS,
+    LABELLED,
+    MAX_ANSWER_TOKENS,
+    BadInput,
+    Tokenizer,
+    documents,
+)
+from data import ask_volunteers, encode_pairs, judge, kind_of, printable, read_preferences
 from dpo import pair_log_probs
 from model import generate, load_model, seeded, token_log_probs
 from sample import frontier, measure, optimal_weights, standard_errors, wins
@@ -230,9 +241,9 @@ def test_asking_by_hand(home):
         ids = [tokenizer.encode(prompt) for _, _, prompt in some]
         tokens, mask, _ = generate(model, ids, MAX_ANSWER_TOKENS, tokenizer.eos, generator=generator)
         answers |= {i: tokenizer.decode(row[new]) for (_, i, _), row, new in zip(some, tokens, mask)}
-    both = {prompt: {answers[2 * i], answers[2 * i + 1]} for i, prompt in enumerate(prompts)}
-    assert [r["prompt"] for r in records] == [p for p in prompts if len(both[p]) == 2]
-    assert all({r["chosen"], r["rejected"]} == both[r["prompt"]] for r in records)
+    assert records == ask_volunteers(prompts, [answers[i] for i in range(600)], ["volunteers", 4])
+    with pytest.raises(BadInput, match="always the same; raise --temperature"):
+        asked("likeliest", 20, "--temperature", 0)
 
 
 def test_the_same_pairs_from_any_number_of_processes_and_others_from_another_seed(home):
@@ -417,3 +428,50 @@ def test_how_many_labels_are_missing_is_said(speak):
     then = "python dpo.py --init runs/pretrain --data missing.jsonl --beta 0.1 --steps 30 --out runs/mine"
     assert printed.endswith(f"32 choices in missing.jsonl. Learn from them:\n    {then}\n")
     assert speak("dpo", *then.split()[2:])[0] == 0
+
+
+def test_wins_are_counted_against_the_reference_at_temperature_1(compared, monkeypatch):
+    """There its answers earn 1 and 3; at another temperature 2 and 2: against these one wins, one loses."""
+
+    def fake(policy, reference, tokenizer, posts, k, temperature, generator):
+        scores = [1.0, 3.0] if temperature == 1 else [2.0, 2.0]
+        return [["a", "b"]] * 4, np.array([scores] * 4), np.zeros((4, 2)), np.ones((4, 2))
+
+    monkeypatch.setattr("sample.measure", fake)
+    (row,) = compared("--compare", "runs/pretrain", "--temperature", 0.5)
+    assert row["win_rate"] == 0.5 and row["score"] == 2
+    monkeypatch.setattr("sample.measure", lambda *how: fake(*how[:5], 1 if how[5] == 1 else 1, None))
+    monkeypatch.setattr("sample.wins", lambda scores, base: scores - base)
+    assert compared("--compare", "runs/pretrain", "--temperature", 0.5)[0]["win_rate"] == 0
+
+
+def test_another_seed_samples_other_answers(compared):
+    one, other = compared("--compare", "runs/dpo")[0], compared("--compare", "runs/dpo", "--seed", 2)[0]
+    assert (one["score"], one["length"]) != (other["score"], other["length"])
+
+
+def test_talking_obeys_its_options(speak):
+    """The likeliest token alone is what is left by k = 1 and by p = 0. The same prompt is drawn anew."""
+    said = {}
+    for options in (["--temperature", 0], ["--top-k", 1], ["--top-p", 0], []):
+        said[str(options)] = speak("sample", "--prompt", EXAMPLE, *options)[1]
+    greedy, k, p, sampled = said.values()
+    assert greedy == k == p != sampled
+    _, printed, _ = speak("sample", stdin="It is\nIt is\n")
+    first, second = re.findall(r"prompt> (It is.*?)(?=prompt> )", printed, flags=re.S)
+    assert first != second
+
+
+def test_bars_of_words_point_the_way_of_their_sign(speak):
+    _, printed, _ = speak("sample", "--words", "runs/pretrain", "--prompt", EXAMPLE, "--seed", 3)
+    bars = re.findall(r"^ +\S.* (-?)\d+\.\d\d ([+-]+)$", printed, flags=re.M)
+    assert len(bars) >= 1 and all({"": "+", "-": "-"}[sign] == bar[0] for sign, bar in bars)
+
+
+def test_labelling_ends_after_n_choices_on_prompts_of_its_own(speak):
+    speak("sample", "--label", 2, "--out", "two.jsonl", stdin="1\n2\n1\n1\n")
+    prompts = [record["prompt"] for record in read_preferences("two.jsonl")]
+    own = [d.prompt for d in documents(6, [1, LABELLED], KINDS[0])]
+    assert len(prompts) == 2 and {*prompts} <= {*own}
+    _, printed, _ = speak("sample", "--label", 2, "--out", "none.jsonl", "--temperature", 0, stdin="1\n2\n")
+    assert "0 choices in none.jsonl" in printed  # both answers are the likeliest one
