@@ -22,7 +22,7 @@ import data
 from data import DISHES, FACTS, GREETERS, WORDS, Tokenizer, documents, facts, judge, kind_of, pad_rows
 from model import final_scores, load_model, token_log_probs
 
-POSTS = {data.KINDS[0]: 5, data.KINDS[1]: 2}  # as many as fit into 400 KB
+POSTS = {data.KINDS[0]: 8, data.KINDS[1]: 3}  # as many as fit into 400 KB
 FLOOR = 1e-4  # the least probability of an answer that is listed
 
 

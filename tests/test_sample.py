@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -462,10 +463,15 @@ def test_talking_obeys_its_options(speak):
     assert first != second
 
 
-def test_bars_of_words_point_the_way_of_their_sign(speak):
-    _, printed, _ = speak("sample", "--words", "runs/pretrain", "--prompt", EXAMPLE, "--seed", 3)
-    bars = re.findall(r"^ +\S.* (-?)\d+\.\d\d ([+-]+)$", printed, flags=re.M)
-    assert len(bars) >= 1 and all({"": "+", "-": "-"}[sign] == bar[0] for sign, bar in bars)
+def test_bars_of_words_point_the_way_of_their_sign(home, monkeypatch, capsys):
+    """β = 0.5 and log-ratios 2 and −1: 1 and −0.5, eight signs for each point."""
+    logs = {"policy": torch.tensor([[0.0, -1.0, -3.0]]), "reference": torch.tensor([[0.0, -3.0, -2.0]])}
+    monkeypatch.setattr(sample, "token_log_probs", lambda network, tokens, mask: logs[network.name])
+    policy, reference = SimpleNamespace(name="policy", beta=0.5), SimpleNamespace(name="reference")
+    mask = torch.tensor([[False, True, True]])
+    sample.print_words(policy, reference, Tokenizer.load("runs/pretrain"), torch.tensor([[0, 34, 35]]), mask)
+    found = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()]
+    assert found == [["1.00", "+" * 8], ["-0.50", "-" * 4]]
 
 
 def test_labelling_ends_after_n_choices_on_prompts_of_its_own(speak):
