@@ -17,7 +17,6 @@ FEW_DPO = ["pairs=250 dpo beta=0.25", "pairs=250 dpo beta=0.5"]
 SHOWN = (  # in the README
     "DPO is at least as good",
     "RLHF multiplies hidden wrong words",
-    "… and is better on DPO's implicit reward",
     "… and is ahead where nothing is compared with the post",
     "DPO is cheaper",
     "DPO carries over better to letters",
@@ -178,7 +177,7 @@ def markdown(results, seeds=SEEDS, ten=TEN):
 
 
 def readme(results, seeds=SEEDS, ten=TEN):
-    """Six of its rows, as they stand in the README."""
+    """Those of its rows that stand in the README."""
     table = rows(results, seeds, ten)
     lines = ["| claim | RLHF | DPO | | holds? |", "| --- " * 5 + "|"]
     for (claim, _, rlhf, dpo, what, *_), (*_, word) in zip(table, verdicts(table)):
