@@ -278,19 +278,6 @@ def spell(word):
     return [BYTE_TO_CHAR[byte] for byte in word.encode("utf-8", "replace")]
 
 
-def merge_pair(symbols, pair):
-    """Replace each occurrence of `pair`, from left to right: (a, b, c), ("a", "b") gives [ab, c]."""
-    merged, i = [], 0
-    while i < len(symbols):
-        if tuple(symbols[i : i + 2]) == pair:
-            merged.append(symbols[i] + symbols[i + 1])
-            i += 2
-        else:
-            merged.append(symbols[i])
-            i += 1
-    return merged
-
-
 class Later(tuple):
     """A tuple that `heapq`, which takes the smallest first, takes first where it is the largest."""
 
@@ -374,7 +361,8 @@ class Tokenizer:
             best = min(zip(symbols, symbols[1:]), key=lambda pair: self.rank.get(pair, math.inf))
             if best not in self.rank:
                 break
-            symbols = merge_pair(symbols, best)
+            apart, merged = f" {best[0]}  {best[1]} ", f" {best[0]}{best[1]} "  # no symbol has a blank in it
+            symbols = "".join(f" {symbol} " for symbol in symbols).replace(apart, merged).split()
         return [self.vocab[symbol] for symbol in symbols]
 
     def encode(self, text):

@@ -143,6 +143,9 @@ def compare(args, device):
     for name in names[1:]:
         if Tokenizer.load(name) != tokenizer:
             raise BadInput(f"{name}: its tokenizer is not that of {names[0]}, so they cannot be compared")
+    if not args.json:
+        of = f"{args.n_prompts} held-out prompts, {args.answers} answers to each"
+        print(f"{of}, temperature {args.temperature:g}; ± one standard error\n", flush=True)
     models = [load_model(name).to(device) for name in names]
     prompts = [d.prompt for d in documents(args.n_prompts, [0, COMPARED], kind=KINDS[args.shifted])]
 
@@ -181,7 +184,6 @@ def compare(args, device):
         print(json.dumps(rows))
         return
 
-    print(f"{args.n_prompts} held-out prompts, temperature {args.temperature:g}; ± one standard error\n")
     width = max(13, *map(len, names)) + 1
     print(f"{'checkpoint':{width}}{TITLES}")
     for row in rows:
