@@ -545,7 +545,9 @@ def read_tensors(directory):
     if not index.exists():
         pickled = any(Path(directory).glob("pytorch_model*.bin"))
         why = (
-            "pytorch_model.bin is not read, since unpickling it may run anything" if pickled else "no weights"
+            "pytorch_model.bin is not read, since unpickling it may run anything"
+            if pickled
+            else "no weights there"
         )
         raise BadInput(f"{path}: missing ({why}); save the model as safetensors")
     try:

@@ -282,7 +282,10 @@ def main(args):
                     update(models, optimizers, weight=mask[i].sum())
 
             # The first minibatch still has the policy that sampled, and the first policy is the reference.
-            assert not moved[0][-1] > tolerance, "the sampler and the model disagree"
+            agree = not moved[0][-1] > tolerance
+            assert agree or step, "the sampler and the model disagree"
+            if not agree:  # the same weights as before, but so large that roundings show
+                raise BadInput(f"step {step + 1}: weights are beyond all bounds; usually --lr is too high")
             assert step or not kl.abs().mean() > tolerance, "the policy does not start as the reference"
             metrics = {"reward": reward.mean(), "kl": kl.mean()}
             metrics |= zip(("ratio", "approx_kl", "clip_fraction"), torch.stack(moved).mean(0))
