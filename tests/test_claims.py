@@ -261,3 +261,25 @@ def test_every_figure_of_the_claims_by_other_code():
         assert said == [f"{statistics.mean(x):{form}} ± {error(x):{form}}" for x, form in figures], line
         p = float(re.search(r"([\d.]+) \([\d.]+\) \|", line)[1])
         assert p == pytest.approx(two_sided_p(differences), abs=1e-4), line
+
+
+def test_the_figures_of_fresh_seeds_in_the_readme_are_those_of_the_results():
+    """Shares and hidden wrong words of three policies, and the law of the margin, on seeds 21 to 25."""
+    results = json.loads((claims.HERE / "sight.json").read_text())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ways, seeds = ("dpo", "ppo", "ppo mended"), range(21, 26)
+    over = lambda name, *keys: claims.over(results, name, *keys, seeds=seeds)
+    for row, keys in (
+        ("share of the optimal gain", ["share"]),
+        ("hidden wrong words", ["kinds", "wrong, hidden"]),
+    ):
+        cells = " | ".join(claims.said(over(way, *keys), ".1%") for way in ways)
+        assert f"| {row} | {cells} |" in readme
+    start, quarter, one, two = (over("law", "all", m).mean() for m in ("0", "0.25", "1", "2"))
+    assert f"has {start:.1%} with the learned reward, {quarter:.1%} with a quarter" in readme
+    assert f"{one:.1%} with one" in readme and abs(two - one) < 0.002
+    seeing = {key: figures["margins"] for key, figures in results.items() if "dose" in key}
+    names = {key for key, x in seeing.items() if x["another name"]["right"] > 0.9}
+    things = {key for key, x in seeing.items() if x["another thing"]["right"] > 0.9}
+    assert names == {"24 dose 24000", "25 dose 3000"} and things == {"24 dose 24000"}
+    assert f"RLHF then had {results['24 ppo +24000']['share']:.1%}" in readme
