@@ -42,9 +42,7 @@ ENOUGH = 32  # choices to learn from: one batch of dpo.py
 ESCAPED = {"n": "\n", "\\": "\\"}
 ESCAPES = r"\n stands for a new line, \\ for a backslash"
 
-parser = make_parser(
-    "sample.py", "Talk to a checkpoint, ask which answers people prefer, compare checkpoints."
-)
+parser = make_parser("sample.py", "Talk to a checkpoint, ask people about its answers, compare checkpoints.")
 option = parser.add_argument
 option("--init", help="checkpoint; if left out, runs/dpo, with --ask and --label runs/pretrain")
 option("--temperature", type=number(float, 0), default=1.0, help="0 always takes the likeliest token")
@@ -60,15 +58,11 @@ option = parser.add_argument_group("compare").add_argument
 option("--compare", nargs="*", metavar="DIR", help="checkpoints, reference first; none: those in runs/")
 option("--shifted", action="store_true", help="on the kind of prompts that no volunteer ever saw")
 option("--n-prompts", type=number(int, 2), default=64, help="held-out prompts")
-option(
-    "--answers", type=number(int, 2), default=256, help="per prompt from the reference; others give a quarter"
-)
+option("--answers", type=number(int, 2), default=256, help="per prompt of the reference; others a quarter")
 option("--json", action="store_true", help="print one JSON list instead of a table")
 option = parser.add_argument_group("ask").add_argument
-asked = {"nargs": "?", "const": 16000, "metavar": "N"}
-option(
-    "--ask", type=number(int, 20), **asked, help="volunteers choose between two answers to N prompts (16000)"
-)
+asked = {"nargs": "?", "const": 16000, "metavar": "N", "type": number(int, 20)}
+option("--ask", **asked, help="volunteers choose between two answers to each of N prompts; N: 16000")
 option = parser.add_argument_group("label").add_argument
 option("--label", type=number(int, 1), metavar="N", help="show N pairs and let you choose")
 option("--out", default="runs/labels.jsonl", help="file that your choices are added to")
@@ -253,9 +247,7 @@ def label(args, device):
             prompts = [document.prompt for document in documents(n, [args.seed, LABELLED], kind=KINDS[0])]
         room, seen = model.config.n_positions - args.max_new_tokens, {record["prompt"] for record in records}
         if room < 2:
-            raise BadInput(
-                f"--max-new-tokens {args.max_new_tokens}: the context has {room + args.max_new_tokens}"
-            )
+            raise BadInput(f"--max-new-tokens {args.max_new_tokens}: no room for a prompt; lower it")
         fit = [p for p in dict.fromkeys(prompts) if p not in seen and 0 < len(tokenizer.encode(p)) < room]
         if not fit:
             raise BadInput(f"{args.data or init}: no new prompt is left of less than {room} tokens")
@@ -304,9 +296,7 @@ def talk(args, device):
     if args.words:
         reference = load_model(args.words).to(device)
         if not model.beta or Tokenizer.load(args.words) != tokenizer:
-            raise BadInput(
-                f"{init}: was not aligned from {args.words}, so it has no implicit reward beside it"
-            )
+            raise BadInput(f"{init}: not aligned from {args.words}, so it has no implicit reward beside it")
     examples = (document.prompt for document in documents(1000, [0, HELD_OUT], KINDS[0]))
     if args.prompt is None:
         print(f"{init}, temperature {args.temperature:g}, goes on from what you type. It knows such texts:")
@@ -340,9 +330,8 @@ def main(args):
         "label": ["out", "data"],
         "prompt": ["top_k", "top_p", "words"],
     }
-    way = (
-        "compare" if args.compare is not None else "ask" if args.ask else "label" if args.label else "prompt"
-    )
+    way = "ask" if args.ask else "label" if args.label else "prompt"
+    way = "compare" if args.compare is not None else way
     for other, names in ways.items():
         if other != way:
             because = f"without --{other}" if way == "prompt" else f"with --{way}"

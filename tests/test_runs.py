@@ -514,7 +514,7 @@ REFUSED = {
     "sample --ask 20 --init nowhere": "nowhere: no checkpoint there",
     "sample --json": "--json has no effect without --compare",
     "sample --data few.jsonl": "--data has no effect without --label",
-    "sample --label 1 --max-new-tokens 999": "--max-new-tokens 999: the context has 200",
+    "sample --label 1 --max-new-tokens 999": "--max-new-tokens 999: no room for a prompt; lower it",
     **{f"{name} --out file/x": "file/x: Not a directory" for name in SCRIPTS},
     **{
         f"{command}-{bad}": f"{command.split()[-1]}-{bad}: {SPOILED} has NaN or infinite numbers"
