@@ -218,7 +218,7 @@ def test_the_volunteers_choose_as_often_as_they_say(home):
     assert abs(sum(sure) / len(sure) - expected) < 4 * spread
 
 
-@pytest.mark.parametrize("kind, expected", zip(LOSSES, [math.log(2), 1, math.log(2), 1, 0]))
+@pytest.mark.parametrize("kind, expected", [*zip(LOSSES, [math.log(2), 1, math.log(2), 1, 0])])
 def test_the_held_out_loss_is_of_the_loss_that_was_chosen(home, kind, expected):
     """At the reference's own weights both log-ratios are 0; for ipo at β = 0.5 that is (1 / 2β)² = 1."""
     call("dpo", "--loss", kind, "--lr", 1e-9, "--steps", 2, "--out", "runs/dpo-unmoved")
