@@ -194,3 +194,11 @@ def test_the_last_block_before_the_held_out_part_is_learned_from_too(home, monke
     call("pretrain", "--data", "few.txt", "--block-size", 2, "--steps", 30, "--out", "runs/few-blocks")
     ids = np.fromfile("runs/few-blocks/tokens.bin", dtype=np.uint16).tolist()
     assert seen == {tuple(ids[i : i + 2]) for i in range(len(ids) - 2 - 1)}
+
+
+def test_of_a_long_text_no_more_than_100_000_tokens_are_held_out(home, monkeypatch):
+    monkeypatch.setattr(pretrain, "encode_files", lambda *how: np.zeros(2_000_000, np.uint16))
+    Path("long.txt").write_text("long")
+    args = pretrain.parser.parse_args(["--data", "long.txt", "--block-size", "64", "--out", "runs/long"])
+    *_, held_out, _ = pretrain.load_files(args, np.random.default_rng(0))
+    assert held_out.shape == (100_000 // 64, 64)
