@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One would guess: GPT2Backbone.from_preset(a GPT-2 directory) computes what its config.json says.
-# What happens: "activation_function" is not read. A network with the exact GELU ("gelu") is computed with the tanh
-# approximation ("gelu_new"), which is right for GPT-2 itself: hidden states differ by some 1e-4, without a word.
+# What happens: "activation_function" is not read. A network with the exact GELU ("gelu") is computed with
+# the tanh approximation ("gelu_new"), which is right for GPT-2 itself: hidden states differ by some 1e-4,
+# without a word.
 # Version: keras-hub 0.32.0 with keras 3.15.1 and the torch backend.
 # Who is hurt: whoever moves a GPT-2 of their own there and takes the difference for rounding.
 set -euo pipefail
@@ -9,7 +10,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder"
 "$folder/bin/pip" install -q torch==2.13.0 numpy==2.4.4 transformers==5.24.0 keras==3.15.1 keras-hub==0.32.0
-HF_HUB_OFFLINE=1 KERAS_BACKEND=torch TF_CPP_MIN_LOG_LEVEL=3 FOLDER="$folder" "$folder/bin/python" - <<'PYTHON' 2>/dev/null
+HF_HUB_OFFLINE=1 KERAS_BACKEND=torch TF_CPP_MIN_LOG_LEVEL=3 FOLDER="$folder" \
+    "$folder/bin/python" - <<'PYTHON' 2>/dev/null
 import json
 import os
 from pathlib import Path
@@ -30,7 +32,9 @@ for activation in ("gelu_new", "gelu"):
     )  # fmt: skip
     theirs = transformers.GPT2LMHeadModel(config).eval()
     theirs.save_pretrained(path)
-    vocab = {token: i for i, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"])}
+    vocab = {
+        token: i for i, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"])
+    }
     (path / "vocab.json").write_text(json.dumps(vocab))
     (path / "merges.txt").write_text("#version: 0.2\n")
     here = keras_hub.models.GPT2Backbone.from_preset(str(path))
@@ -38,6 +42,8 @@ for activation in ("gelu_new", "gelu"):
         found = here({"token_ids": ids.numpy(), "padding_mask": np.ones((1, 10))}).numpy(force=True)
         far[activation] = np.abs(found - theirs.transformer(ids).last_hidden_state.numpy()).max()
     print(f"{activation}: the largest difference of a hidden state is {far[activation]:.1e}")
-print(f"keras-hub {keras_hub.__version__}, transformers {transformers.__version__}, torch {torch.__version__}")
+print(
+    f"keras-hub {keras_hub.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+)
 assert far["gelu_new"] < 1e-5 < 1e-4 < far["gelu"], "the behaviour has changed"
 PYTHON

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# One would guess: torch.optim.Muon, given float32 weights and a float32 gradient, computes in float32; so if the
-# gradient is one outer product u vᵀ, the step is a multiple of it.
-# What happens: it orthogonalizes in bfloat16, and no argument changes that. Of a gradient of rank 1 its step has
-# 85% of its norm (70% of its square) outside the direction u vᵀ: rounding, lifted like a small singular value.
+# One would guess: torch.optim.Muon, given float32 weights and a float32 gradient, computes in float32; so
+# if the gradient is one outer product u vᵀ, the step is a multiple of it.
+# What happens: it orthogonalizes in bfloat16, and no argument changes that. Of a gradient of rank 1 its
+# step has 85% of its norm (70% of its square) outside the direction u vᵀ: rounding, lifted like a small
+# singular value.
 # Version: torch 2.13.0 (the class came with 2.9).
-# Who is hurt: whoever has few rows in a batch (their gradients have low rank), reads Muon's steps as directions, or
-# trains on a processor without bfloat16 instructions, where such products take many times as long.
+# Who is hurt: whoever has few rows in a batch (their gradients have low rank), reads Muon's steps as
+# directions, or trains on a processor without bfloat16 instructions, where such products take many times as
+# long.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

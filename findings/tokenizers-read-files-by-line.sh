@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One would guess: a tokenizer trained on a file is the same as one trained on the file's text.
-# What happens: train([file]) reads line by line, and every line is a text of its own. What spans lines is never
-# counted: with a byte-level tokenizer a run of line breaks never becomes a token, while train_from_iterator([text])
-# makes one. So a blank line costs two tokens for ever, code and poems most.
+# What happens: train([file]) reads line by line, and every line is a text of its own. What spans lines is
+# never counted: with a byte-level tokenizer a run of line breaks never becomes a token, while
+# train_from_iterator([text]) makes one. So a blank line costs two tokens for ever, code and poems most.
 # Version: tokenizers 0.23.3.
 # Who is hurt: whoever compares two tokenizers, or a re-implementation with this one, on the same file.
 set -euo pipefail
@@ -33,5 +33,7 @@ for how in ("train([file])", "train_from_iterator([text])"):
     print(f"{how}: {found[how]}")
 print(f"tokenizers {tokenizers.__version__}")
 by_line, whole = found.values()
-assert by_line == ["one", "Ċ", "Ċ", "Ċ", "two"] and whole == ["one", "ĊĊ", "Ċ", "two"], "the behaviour has changed"
+assert by_line == ["one", "Ċ", "Ċ", "Ċ", "two"] and whole == ["one", "ĊĊ", "Ċ", "two"], (
+    "the behaviour has changed"
+)
 PYTHON

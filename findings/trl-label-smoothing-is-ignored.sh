@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# One would guess: DPOConfig(label_smoothing=0.3) trains conservative DPO (Mitchell 2023), as its documentation of
-# earlier versions said: of 30% of the pairs the label is taken for flipped.
-# What happens: the default loss, "sigmoid", does not look at it. Loss and weights are those of label_smoothing=0, bit
-# for bit, without a warning; "robust", "aot" and "exo_pair" do look.
+# One would guess: DPOConfig(label_smoothing=0.3) trains conservative DPO (Mitchell 2023), as its
+# documentation of earlier versions said: of 30% of the pairs the label is taken for flipped.
+# What happens: the default loss, "sigmoid", does not look at it. Loss and weights are those of
+# label_smoothing=0, bit for bit, without a warning; "robust", "aot" and "exo_pair" do look.
 # Version: TRL 1.16.0.
 # Who is hurt: whoever moves a recipe for noisy labels to this version. It still runs, without protection.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder"
-"$folder/bin/pip" install -q torch==2.13.0 numpy==2.4.4 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0 trl==1.16.0
+"$folder/bin/pip" install -q torch==2.13.0 numpy==2.4.4 transformers==5.24.0 accelerate==1.15.0 \
+    datasets==5.2.0 trl==1.16.0
 HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error FOLDER="$folder" "$folder/bin/python" - <<'PYTHON' 2>/dev/null
 import copy
 import os
@@ -32,10 +33,19 @@ def train(loss, smoothing):
     transformers.set_seed(0)
     model = transformers.GPT2LMHeadModel(config)
     how = trl.DPOConfig(
-        os.environ["FOLDER"] + "/out", loss_type=[loss], label_smoothing=smoothing, max_steps=3, learning_rate=1e-2,
-        per_device_train_batch_size=8, save_strategy="no", logging_steps=1, report_to=[], bf16=False, use_cpu=True,
+        os.environ["FOLDER"] + "/out",
+        loss_type=[loss],
+        label_smoothing=smoothing,
+        max_steps=3,
+        learning_rate=1e-2,
+        per_device_train_batch_size=8,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        bf16=False,
+        use_cpu=True,
         disable_tqdm=True,
-    )  # fmt: skip
+    )
     more = {"ref_model": copy.deepcopy(model), "train_dataset": pairs, "processing_class": tokenizer}
     trainer = trl.DPOTrainer(model=model, args=how, **more)
     trainer.remove_callback(transformers.PrinterCallback)
