@@ -755,7 +755,7 @@ class Run:
         for step in run:
             …
             run.log(loss=loss.item())
-        run.finish("python sample.py …", val_loss=…)
+        run.finish("python sample.py …", fault=False, val_loss=…)
 
     `OUT/resume.pt` holds all that changes from step to step: models, optimizers, metrics, and the dictionary
     `run.state`, for what a script changes besides. So a stopped and resumed run ends with the same weights,

@@ -9,10 +9,11 @@ each token how much reward is still to come. Every iteration has five phases, nu
 
     python ppo.py
 
-takes less than a minute on two cores (AVX2), after `pretrain.py` and `reward.py`. This is textbook PPO for
-language models: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a network of its own.
-Other rewards than a reward model's: `--reward runs/dpo` uses that language model's implicit reward
-β log(π_dpo / π_ref), and `--reward judge` what nobody has in real life, a reward that can be checked.
+takes less than a minute on two cores (AVX2), after `pretrain.py`, `sample.py --ask` and `reward.py`. This is
+textbook PPO for language models: no entropy bonus, no discount (γ = 1), no dropout, and the critic is a
+network of its own. Other rewards than a reward model's: `--reward runs/dpo` uses that language model's
+implicit reward β log(π_dpo / π_ref), and `--reward judge` what nobody has in real life, a reward that can be
+checked.
 
 What you see, what is healthy, and what to do otherwise:
     reward        mean over answers. Rises and levels off. If it rises on and on while the answers get
@@ -188,15 +189,15 @@ def load_prompts(args, tokenizer, room):
         texts = [document.prompt for document in documents(10_240, [args.seed, ASKED], KINDS[0])]
     else:
         texts = [record["prompt"] for record in read_preferences(preference_file(args))]
-    prompts, held = {text: tokenizer.encode(text)[-room:] for text in texts}, held_out(texts)  # each once
+    prompts, held = {text: tokenizer.encode(text) for text in texts}, held_out(texts)  # each once
     if len(prompts) < 20:
         raise BadInput(f"{args.data or args.init}: {len(prompts)} prompts are too few; give 20 or more")
     if room < 1:
         raise BadInput(f"{args.init}: its context leaves no room for answers of {MAX_ANSWER_TOKENS} tokens")
-    cut = sum(len(tokenizer.encode(text)) > room for text in prompts)
+    cut = sum(len(ids) > room for ids in prompts.values())
     print(f"{len(prompts) - len(held)} prompts to learn on, {len(held)} held out, {cut} cut to {room} tokens")
-    train = [ids for text, ids in prompts.items() if text not in held]
-    return train, [ids for text, ids in prompts.items() if text in held]
+    train = [ids[-room:] for text, ids in prompts.items() if text not in held]
+    return train, [ids[-room:] for text, ids in prompts.items() if text in held]
 
 
 def main(args):

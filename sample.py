@@ -2,6 +2,7 @@
 
     python sample.py --prompt "…"     # go on from this text
     python sample.py                  # the same in a loop: type a prompt, read the answer
+    python sample.py --words runs/pretrain    # … and what DPO's implicit reward says of each word
     python sample.py --ask            # two answers to each prompt, and volunteers choose: pairs for dpo.py
     python sample.py --label 100      # be the volunteer, then: python dpo.py --data runs/labels.jsonl
     python sample.py --compare        # pretrained and aligned models in one table
@@ -138,7 +139,7 @@ def compare(args, device):
         if Tokenizer.load(name) != tokenizer:
             raise BadInput(f"{name}: its tokenizer is not that of {names[0]}, so they cannot be compared")
     if not args.json:
-        of = f"{args.n_prompts} held-out prompts, {args.answers} answers to each"
+        of = f"{args.n_prompts} held-out prompts, {args.answers} answers of the first model to each"
         print(f"{of}, temperature {args.temperature:g}; ± one standard error\n", flush=True)
     models = [load_model(name).to(device) for name in names]
     prompts = [d.prompt for d in documents(args.n_prompts, [0, COMPARED], kind=KINDS[args.shifted])]
