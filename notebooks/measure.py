@@ -25,7 +25,7 @@ import pretrain  # noqa: E402
 import reward  # noqa: E402
 import sample  # noqa: E402
 from data import MAX_ANSWER_TOKENS, Tokenizer, documents, judge, kind_of, pad_rows  # noqa: E402
-from model import Cache, final_scores, load_model, token_log_probs  # noqa: E402
+from model import Cache, final_scores, load_model, sample_texts, token_log_probs  # noqa: E402
 from plots import KINDS  # noqa: E402
 
 SCRIPTS = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo}
@@ -188,7 +188,7 @@ class Reference:
 
     def measure(self, directory, temperature=1.0):
         """All figures of a checkpoint."""
-        model, rows, kinds = load_model(directory), [], dict.fromkeys(KINDS, 0.0)
+        model, rows = load_model(directory), []
         for i, post in enumerate(self.posts):
             answers, log_p, log_p_ref = list_answers(
                 model, self.model, self.prompts[i], self.tokenizer.eos, max(temperature, 1e-3)
@@ -198,11 +198,17 @@ class Reference:
             words = np.array([len(text.split()) for text in texts])
             wins = p @ self.wins(i, scores)
             rows.append([p @ scores, p @ (log_p - log_p_ref), wins, p @ words, np.exp(log_p).sum()])
-            for text, share in zip(texts, p):
-                kinds[kind_of(post, text)] += share / POSTS
         score, kl, wins, words, mass = np.mean(rows, axis=0)
         figures = {"score": score, "kl": kl, "share": self.share(score, kl), "win_rate": wins, "words": words}
-        return figures | {"mass": mass, "kinds": {kind: round(share, 4) for kind, share in kinds.items()}}
+        return figures | {"mass": mass, "kinds": self.sampled_kinds(model, temperature)}
+
+    def sampled_kinds(self, model, temperature, n=64):
+        """The share of each kind among n sampled answers to each post: rare ones count, too."""
+        posts, kinds = [post for post in self.posts for _ in range(n)], dict.fromkeys(KINDS, 0.0)
+        texts = sample_texts(model, self.tokenizer, posts, ("kinds", n), temperature=temperature)
+        for post, text in zip(posts, texts):
+            kinds[kind_of(post, text)] += 1 / len(posts)
+        return {kind: round(share, 4) for kind, share in kinds.items()}
 
     @torch.no_grad()
     def valued(self, value):

@@ -3,12 +3,12 @@
     python notebooks/tune.py           # half an hour on two cores; stop it and start it again as you like
 
 Each line of `tuning.jsonl` is a trial; those that it has are not run again. Lines of an earlier round are of
-another pretraining (600 steps, sorted batches, Muon in bfloat16), and those without "round" of another world.
-The third is of today's: the same twelve settings for both roads. RLHF's are those of its reward model, and PPO
+another pretraining (600 steps, sorted batches, Muon in bfloat16), those without "round" of another world. The
+third is of today's: the same twelve settings for both roads. RLHF's are those of its reward model, and PPO
 goes on from that with its defaults. Policies are measured as in the experiments, by listing their answers.
 
-Predicted before the third round: the default setting is within a point of the best of twelve on each side, the
-best of RLHF's stays under 93% of the optimal gain, and every one of DPO's is above that.
+Predicted before the third round: the default setting is within a point of the best of twelve on each side,
+the best of RLHF's stays under 93% of the optimal gain, and every one of DPO's is above that.
 """
 
 import json
