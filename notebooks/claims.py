@@ -3,8 +3,8 @@
 Runs with the same seed are compared, by Student's t over the seeds. A claim that one side is ahead is tested
 by the difference, two-sided. A claim that both are level is tested by two one-sided t-tests: that the
 difference is less than `LEVEL` to either side (Schuirmann 1987). Of so many claims one in twenty would come
-out by luck, so verdicts are those of Holm's correction (1979), in two families: whether the world is as it was
-meant, and what was asked. "yes" and "no" survive it, "not settled" does not.
+out by luck, so verdicts are those of Holm's correction (1979), in two families: whether the world is as it
+was meant, and what was asked. "yes" and "no" survive it, "not settled" does not.
 """
 
 import json
@@ -141,7 +141,8 @@ def rows(results, seeds=SEEDS):
         ["asked", "… and ahead of itself before", said(share["mended"]), "",
          f"{at}; before {said(share['ppo'])}", "a > b", share["mended"], share["ppo"]],
         ["asked", "Where nothing need be compared they are level", said(share["taste ppo"]),
-         said(share["taste dpo"]), f"{at}, by another taste", "level", share["taste ppo"], share["taste dpo"]],
+         said(share["taste dpo"]), f"{at}, by another taste",
+         "level", share["taste ppo"], share["taste dpo"]],
         ["asked", "PPO on the true reward is ahead of DPO", said(share["judge"]), said(share["dpo"]),
          f"{at}; RLHF asks the judge", "a > b", share["judge"], share["dpo"]],
         ["asked", "DPO carries over better to letters", said(letters[rlhf]), said(letters[dpo]),

@@ -19,8 +19,8 @@ import measure  # noqa: E402
 import plots  # noqa: E402
 import reward  # noqa: E402
 import tune  # noqa: E402
-from data import Tokenizer, documents, judge, write_records  # noqa: E402
-from model import GPT, Config, ScalarGPT  # noqa: E402
+from data import Tokenizer, documents, judge  # noqa: E402
+from model import GPT, Config  # noqa: E402
 
 EOS = 2
 
@@ -101,93 +101,89 @@ def test_what_the_judge_thinks_of_the_answers_that_are_compared(kind):
         assert all(points[f] == 2 for f in points if f.startswith(("a ", "another")))
 
 
-def test_as_many_labels_are_random_as_the_name_says(tmp_path, monkeypatch):
-    """Of half of the labels that are random half are as they were: a quarter is flipped."""
-    monkeypatch.setattr(measure, "RUNS", tmp_path)
-    monkeypatch.setattr(experiments, "RUNS", tmp_path)
-    (tmp_path / "1/pretrain").mkdir(parents=True)
-    records = [{"prompt": d.prompt, "chosen": "a", "rejected": "b"} for d in documents(2000, seed=0)]
-    write_records(tmp_path / "1/pretrain/preferences.jsonl", records)
-    found = data.read_preferences(experiments.random_labels(1, 0.5))
-    flipped = sum(r["chosen"] == "b" for r in found)
-    assert flipped == pytest.approx(500, abs=4 * math.sqrt(2000 * 0.25 * 0.75))
-    assert data.read_preferences(experiments.few_pairs(1, 250)) == records[:250]
-
-
 PAIRS = [([0, 1], [1, 0, 2], [0, 2]), ([1, 1, 0], [0, 2], [1, 1, 0, 2])]
 
 
 @torch.no_grad()
-def test_a_summed_score_is_the_sum_of_the_numbers_at_an_answer_s_tokens():
-    """Answers and prompts of several lengths, each alone, and all in one batch."""
-    model = small_model(3, ScalarGPT)
-    tokens, mask, start = data.pad_pairs(PAIRS, "cpu")
-    found = experiments.summed_scores(model, tokens, mask, start, copies=2).view(2, -1).T
-    for (prompt, *answers), row in zip(PAIRS, found):
-        for answer, score in zip(answers, row):
-            numbers = model.head(model.transformer(torch.tensor([[*prompt, *answer]])))[0, :]
-            assert score.item() == pytest.approx(numbers[len(prompt) :].sum().item(), abs=1e-4)
+def test_a_value_by_tokens_is_the_sum_of_their_logits():
+    """Answers and prompts of several lengths, each alone, and all in one batch; by either matrix."""
+    torch.manual_seed(3)
+    fresh = experiments.Readout(Config(3, 16, 8, 1, 1))
+    fresh.fresh.data *= 50
+    for model in (small_model(3).float(), fresh):
+        tokens, mask, start = data.pad_pairs(PAIRS, "cpu")
+        found = experiments.token_logits(model, tokens, mask, start, copies=2).sum(1).view(2, -1).T
+        for (prompt, *answers), row in zip(PAIRS, found):
+            for answer, value in zip(answers, row):
+                logits = model(torch.tensor([[*prompt, *answer]]))[0]
+                by_hand = sum(logits[len(prompt) + t - 1, token].item() for t, token in enumerate(answer))
+                assert value.item() == pytest.approx(by_hand, abs=1e-4)
 
 
-@torch.no_grad()
-def test_the_language_modelling_loss_is_that_of_the_chosen_answers():
-    """Scores as without it; beside them the mean surprise at the chosen answers' tokens, by a GPT's head."""
-    model, language = small_model(4, ScalarGPT), experiments.LanguageModelling(0.5)
-    scores = language.pair_scores(model, PAIRS, "cpu")
-    assert scores.numpy() == pytest.approx(reward.pair_scores(model, PAIRS, "cpu").numpy(), abs=1e-5)
-    gpt = small_model(4)
-    gpt.transformer.load_state_dict(model.transformer.state_dict())
-    surprise = [-by_hand(gpt, prompt, chosen) for prompt, chosen, _ in PAIRS]
-    tokens = sum(len(chosen) for _, chosen, _ in PAIRS)
-    assert language.loss.item() == pytest.approx(sum(surprise) / tokens, abs=1e-5)
-    zero = torch.zeros(2)
-    total = language.reward_loss(zero, zero).mean().item()
-    assert total == pytest.approx(math.log(2) + 0.5 * sum(surprise) / tokens, abs=1e-5)
+def the_judge_itself(tokenizer):
+    """In place of a model's values of answers, the judge's, read from the tokens."""
+
+    def values(tokens, mask, start, copies):
+        prompts = [tokenizer.decode(row[:n]) for row, n in zip(tokens, mask.int().argmax(1))]
+        answers = [tokenizer.decode(row[new]) for row, new in zip(tokens, mask)]
+        return torch.tensor([judge(*texts) for texts in zip(prompts, answers)])
+
+    return values
 
 
-def the_judge_itself(directory, pairs):
-    """In place of a model's values of both answers, the judge's, read from the tokens."""
-    read = Tokenizer.load(directory).decode
-    return torch.tensor([[judge(read(prompt), read(answer)) for answer in both] for prompt, *both in pairs])
-
-
-def test_no_fault_escapes_the_judge_and_it_agrees_with_itself(home, monkeypatch):
+def test_the_margins_of_the_judge_are_the_true_ones(home, monkeypatch):
     monkeypatch.setattr(experiments, "home_of", lambda seed, name: home / "runs" / name)
-    monkeypatch.setattr(experiments, "documents", lambda n, **how: documents(40, **how))
-    for values_of, expected in (
-        (the_judge_itself, {"accuracy": 1, "correlation": 1, "calibration": 0}),
-        (lambda *x: -the_judge_itself(*x), {"correlation": -1}),
-    ):
-        judged = experiments.as_a_judge(5, values_of, home / "runs/pretrain")
-        found = experiments.by_fault(5, values_of, home / "runs/pretrain")
+    monkeypatch.setattr(experiments, "documents", lambda n, **how: documents(120, **how))
+    values = the_judge_itself(Tokenizer.load(home / "runs/pretrain"))
+    for sign in (1, -1):
+        found = experiments.faults(5, lambda *answers: sign * values(*answers), data.KINDS)
         for kind in data.KINDS:
-            assert {key: judged[kind][key] for key in expected} == pytest.approx(expected, abs=1e-6)
-            assert set(found[kind].values()) == {1.0 if expected["correlation"] > 0 else 0.0}
             assert len(found[kind]) == 7
+            for figures in found[kind].values():
+                assert figures["right"] == (sign > 0)
+                assert figures["margin"] == pytest.approx(sign * figures["true"], abs=1e-5)
 
 
-def test_volunteers_of_two_tastes_take_turns(home, monkeypatch):
-    """One always likes the longer answer, the other the shorter one."""
-    longer, shorter = (lambda _, answer, sign=sign: sign * 1000 * len(answer) for sign in (1, -1))
-    before = [{"prompt": "P", "chosen": f" {'a' * (i % 3 + 1)}", "rejected": " bb b"} for i in range(12)]
-    monkeypatch.setattr(experiments, "own_records", lambda seed: before)
-    monkeypatch.setattr(experiments, "RUNS", home)
-    (home / "5").mkdir()
-    after = data.read_preferences(experiments.relabelled(5, "turns", longer, shorter))
-    assert [record["chosen"] for record in after] == [
-        " bb b" if i % 2 == 0 else record["chosen"] for i, record in enumerate(before)
-    ]
+def test_minimal_pairs_differ_in_one_hidden_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RUNS", tmp_path)
+    monkeypatch.setattr(experiments, "own_records", lambda seed: [])
+    (tmp_path / "1").mkdir()
+    records = data.read_preferences(experiments.minimal_pairs(1, 100))
+    sorts = {"thing": 0, "name": 0}
+    for record in records:
+        both = [record[key] for key in ("chosen", "rejected")]
+        assert sorted(experiments.hidden_words(record["prompt"], text) for text in both) == [0, 1]
+        assert sum(a != b for a, b in zip(*(text.split() for text in both))) == 1
+        for sort in sorts:
+            sorts[sort] += max(experiments.hidden(sort)(record["prompt"], text) for text in both)
+    assert sorts == {"thing": 50, "name": 50}
+    assert sum(judge(r["prompt"], r["chosen"]) == 4 for r in records) > 80  # σ(2) = 0.88 of the volunteers
+
+
+def test_a_mended_reward_takes_points_for_hidden_words(monkeypatch):
+    """Two points for each, beside what the reward said."""
+    post = documents(1, seed=1, kind="POST")[0].prompt
+    full, faulty = plots.spoiled(post)
+    tokenizer = Tokenizer.train([post + full], 258)
+    monkeypatch.setattr(
+        experiments.ppo, "load_reward", lambda *_: (lambda *x: torch.tensor([7.0, 7.0, 7.0]), None)
+    )
+    answers = [full, faulty["another thing"], faulty["a dish for the thing"]]
+    with experiments.mended(2):
+        score, _ = experiments.ppo.load_reward(None, tokenizer, None)
+    rows = data.pad_rows([tokenizer.encode(post)] * 3, [tokenizer.encode(x) for x in answers])
+    assert score(*rows).tolist() == [7, 5, 7]
 
 
 def test_every_trial_of_the_tuning_is_in_the_file_once():
     """As many for one side as for the other, and each with the rate, in `setting`, that its key says."""
     lines = [json.loads(line) for line in (measure.HERE / "tuning.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if line.get("round") == 2]
+    lines = [line for line in lines if line.get("round") == 3]
     for one in (tune.key(*trial) for trial in tune.TRIALS):
         assert sum(one.items() <= line.items() for line in lines) == 1
     assert len(lines) == len(tune.TRIALS)
     methods = [line["method"] for line in lines]
-    assert methods.count("rlhf") == methods.count("dpo") == 12
+    assert methods.count("rlhf") == methods.count("dpo") == 6
     for line in lines:
         default = (reward if line["method"] == "rlhf" else measure.dpo).parser.get_default("lr")
         assert float(line["setting"].split()[1]) == pytest.approx(line["rate"] * default, rel=0.05)
