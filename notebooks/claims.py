@@ -106,6 +106,17 @@ def sweep(results, way):
     return sorted(name for name in names if re.fullmatch(rf"{way} beta=[\d.]+", name))
 
 
+def wins_lost(results, way, seeds=SEEDS):
+    """From temperature 0 to 1, by policies at 1 nat at temperature 1, on each seed."""
+    lost = dict(results)
+    for seed in seeds:
+        for name in sweep(results, way):
+            cold = results[f"{seed} {name} POST temperature 0"]["win_rate"]
+            warm = results[f"{seed} {name}"]
+            lost[f"{seed} {name}"] = warm | {"lost": cold - warm["win_rate"]}
+    return at_kl(lost, sweep(results, way), NAT, "lost", seeds)
+
+
 def rows(results, seeds=SEEDS):
     """(family, claim, RLHF, DPO, what was measured, "a > b" or "level", a, b), a and b seed by seed."""
     get = lambda *keys: over(results, *keys, seeds=seeds)
@@ -120,6 +131,7 @@ def rows(results, seeds=SEEDS):
     lost = {
         name: get(f"{name} POST temperature 0", "win_rate") - get(name, "win_rate") for name in (dpo, rlhf)
     }
+    lost = {way: wins_lost(results, way, seeds) for way in ("dpo", "ppo")}
     letters = {name: get(f"{name} {letter}", "share") for name in (dpo, rlhf)}
     few_dpo = get("few dpo beta=0.5", "share")
     few_rlhf = at_kl(results, sweep(results, "few ppo"), get("few dpo beta=0.5", "kl"), seeds=seeds)
@@ -147,8 +159,8 @@ def rows(results, seeds=SEEDS):
          f"{at}; RLHF asks the judge", "a > b", share["judge"], share["dpo"]],
         ["asked", "DPO carries over better to letters", said(letters[rlhf]), said(letters[dpo]),
          "share on letters", "a > b", letters[dpo], letters[rlhf]],
-        ["asked", "Temperature 1 harms RLHF more than DPO", said(lost[rlhf]), said(lost[dpo]),
-         "wins lost from temperature 0 to 1", "a > b", lost[rlhf], lost[dpo]],
+        ["asked", "Temperature 1 harms RLHF more than DPO", said(lost["ppo"]), said(lost["dpo"]),
+         "wins lost from temperature 0 to 1, at 1 nat", "a > b", lost["ppo"], lost["dpo"]],
         ["asked", "With 250 pairs RLHF is ahead", said(few_rlhf), said(few_dpo), "share at DPO's KL",
          "a > b", few_rlhf, few_dpo],
     ]  # fmt: skip

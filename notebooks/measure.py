@@ -111,19 +111,23 @@ def divergence(w, p):
 class Reference:
     """A seed's pretrained model on its posts of one kind, and the best that any policy could do there.
 
-    `judge` is the taste by which answers are scored.
+    `judge` is the taste by which answers are scored. Another model may be named by its directory, `home`.
     """
 
-    def __init__(self, seed, kind="POST", judge=judge):
-        home = home_of(seed, "pretrain")
+    def __init__(self, seed, kind="POST", judge=judge, home=None, posts=POSTS):
+        self.posts = [d.prompt for d in documents(posts, seed=[seed, 9], kind=kind)]
+        kept = None if home else home_of(seed, "pretrain") / f"listed-{kind}.json"
+        home = home or home_of(seed, "pretrain")
         self.model, self.tokenizer, self.judge = load_model(home), Tokenizer.load(home), judge
-        self.posts = [d.prompt for d in documents(POSTS, seed=[seed, 9], kind=kind)]
         self.prompts = [self.tokenizer.encode(post) for post in self.posts]
-        kept = home / f"listed-{kind}.json"
-        if not kept.exists():
+        if kept and kept.exists():
+            found = json.loads(kept.read_text())
+        else:
             found = [list_answers(self.model, self.model, x, self.tokenizer.eos)[:2] for x in self.prompts]
-            kept.write_text(json.dumps([(answers, log_p.tolist()) for answers, log_p in found]))
-        self.answers, log_p = map(list, zip(*json.loads(kept.read_text())))
+            found = [(answers, log_p.tolist()) for answers, log_p in found]
+        if kept and not kept.exists():
+            kept.write_text(json.dumps(found))
+        self.answers, log_p = map(list, zip(*found))
         self.texts = [[self.tokenizer.decode(answer) for answer in some] for some in self.answers]
         self.p = [softmax(np.array(some)) for some in log_p]  # scaled to sum 1
         self.scores = self.judged(judge)
@@ -147,7 +151,7 @@ class Reference:
         kinds = dict.fromkeys(KINDS, 0.0)
         for post, texts, w in zip(self.posts, self.texts, weights):
             for text, share in zip(texts, w):
-                kinds[kind_of(post, text)] += share / POSTS
+                kinds[kind_of(post, text)] += share / len(self.posts)
         return {kind: round(share, 4) for kind, share in kinds.items()}
 
     def ideal(self, values, beta):
