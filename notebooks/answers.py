@@ -31,6 +31,13 @@ def ideal(reference, rewards, beta):
     return w / w.sum()
 
 
+def keeps_most_without_things(found):
+    """Whether a reward has most of the gain, and does not change when the thing does."""
+    share, _, reward = found
+    a, b = (reward(POST, f" Hugo lost my {thing} underwater.") for thing in ("kite", "hat"))
+    return share > 0.9 and a == b
+
+
 ANSWERS = {  # a number or several, or what they must satisfy
     "pretraining 1": lambda: math.log(24),
     "pretraining 2": lambda: judge(POST, " My captain Hugo lost my soup."),
@@ -46,8 +53,11 @@ ANSWERS = {  # a number or several, or what they must satisfy
     "race 1": lambda: math.log(4) - 3 / 4,
     "race 2": lambda: (3.0 - 1.6) / (3.6 - 1.6),
     "race 3": lambda: 3 / math.sqrt(2.5 / 5),
-    "roads 1": lambda: ideal([0.5, 0.3, 0.2], [1, 0, 0], 0.5)[2],
-    "roads 2": lambda: (1 / (1 + math.exp(-4)) + 1 / (1 + math.exp(1))) / 2,
+    "race 4": lambda: 2 / 2**6,
+    "roads 1": lambda: ideal([0.5, 0.5], [0.25, 0], 0.4)[0],
+    "roads 2": lambda: (ideal([0.5, 0.5], [0.02, 0], 0.4)[0], ideal([0.5, 0.5], [0.5, 0], 0.4)[0]),
+    "roads 3": lambda: lambda found: found[1] > found[2],  # hidden wrong words: its own, the blind judge's
+    "roads 4": lambda: keeps_most_without_things,
 }
 
 

@@ -133,8 +133,6 @@ def rows(results, seeds=SEEDS):
     }
     lost = {way: wins_lost(results, way, seeds) for way in ("dpo", "ppo")}
     letters = {name: get(f"{name} {letter}", "share") for name in (dpo, rlhf)}
-    few_dpo = get("few dpo beta=0.5", "share")
-    few_rlhf = at_kl(results, sweep(results, "few ppo"), get("few dpo beta=0.5", "kl"), seeds=seeds)
     at = "share at 1 nat"
     return [
         ["world", "Pretraining comes within 2% of the best possible loss", "", "",
@@ -161,8 +159,6 @@ def rows(results, seeds=SEEDS):
          "share on letters", "a > b", letters[dpo], letters[rlhf]],
         ["asked", "Temperature 1 harms RLHF more than DPO", said(lost["ppo"]), said(lost["dpo"]),
          "wins lost from temperature 0 to 1, at 1 nat", "a > b", lost["ppo"], lost["dpo"]],
-        ["asked", "With 250 pairs RLHF is ahead", said(few_rlhf), said(few_dpo), "share at DPO's KL",
-         "a > b", few_rlhf, few_dpo],
     ]  # fmt: skip
 
 

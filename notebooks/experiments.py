@@ -12,7 +12,6 @@ gain that is optimal at the same KL, by listing answers (`measure.py`).
 import contextlib
 import itertools
 import json
-import math
 import os
 import random
 import sys
@@ -35,7 +34,6 @@ SEEDS = (21, 22, 23, 24, 25)
 BETAS = {"dpo": (0.5, 1, 2), "ppo": (0.4, 0.8, 1.6), "judge": (0.6, 1.4), "mended": (0.4, 1.2)}
 DOSES = (0, 3000, 12000, 24000)  # pairs that differ in one hidden word, beside a seed's own
 LAW = (0, 0.125, 0.25, 0.5, 1, 1.5, 2, 3)  # points that are taken for each hidden word; the judge takes 2
-FEW, PASSES = 250, 3
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -143,23 +141,6 @@ def elsewhere(seed):
         yield f"{name} {KINDS[0]} temperature 0", measured, name, KINDS[0], 0
         if name in ("dpo beta=0.5", "ppo beta=0.4"):
             yield f"{name} {KINDS[1]} temperature 1", measured, name, KINDS[1], 1
-
-
-def few_labels(seed):
-    """Predicted: with 250 pairs and three passes RLHF goes three times as far as DPO at the defaults. At
-    DPO's KL neither is ahead by more than two points in the mean; that differs from seed to seed.
-    """
-    path = RUNS / str(seed) / f"pairs-{FEW}.jsonl"
-
-    def learned(script, beta):
-        write_records(path, own_records(seed)[:FEW])
-        how = ["--data", path, "--steps", PASSES * math.ceil((FEW - FEW // 10) / 32)]
-        if script == "dpo":
-            return policy(seed, f"few dpo beta={beta:g}", "dpo", *how, "--beta", beta)
-        return rlhf(seed, "few", *how, beta=beta)
-
-    for way, beta in (("dpo", 0.5), ("dpo", 0.1), ("ppo", 0.4), ("ppo", 1.6)):
-        yield f"few {way} beta={beta:g}", learned, way, beta
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -316,7 +297,7 @@ def form(seed):
     its tokens: of logits by a fresh matrix, by the pretrained one, or of log-probabilities (DPO), each minus
     what it was at the start. All see things and names on posts (over 90%), where one number at the end sees
     neither. Only those that read with the pretrained matrix see them on letters. Without normalisation the
-    ideal policy at 1 nat stays below 94%, since other faults' margins are worse; with it 97%.
+    ideal policy at 1 nat stays below 94%, since other faults' margins are worse; with it 97%. (Three seeds.)
     """
 
     def read(fresh, normalised):
@@ -328,6 +309,8 @@ def form(seed):
         change = lambda *answers: 0.5 * (values(model, *answers) - values(start, *answers)).sum(1)
         return asks_for(seed, change, KINDS)
 
+    if seed > SEEDS[2]:
+        return
     yield "form one number", lambda: asks_for(seed, explicit(home_of(seed, "reward")), KINDS)
     for name, *how in (
         ("fresh", True, False),
@@ -377,7 +360,7 @@ def taste(seed):
         yield f"taste {way} beta={beta:g}", learned, way, beta
 
 
-EXPERIMENTS = (roads, elsewhere, proof, law, taste, form, doses, on_the_law, few_labels)
+EXPERIMENTS = (roads, elsewhere, proof, law, taste, form, doses, on_the_law)
 
 
 def main():

@@ -523,17 +523,47 @@ def gap_picture(rows, title):
     plt.show()
 
 
-def lines_picture(xs, panels, xlabel, ylabel, form=percent):
-    """{title: {label: (figures (seeds, points), style)}}, a panel each, over the places xs, evenly spaced."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(7.5, 3.2), sharey=True, squeeze=False)
-    for axis, (title, lines) in zip(axes[0], panels.items()):
-        for label, (figures, style) in lines.items():
-            axis.errorbar(range(len(xs)), *mean_and_error(figures), label=label, capsize=3, **style)
-        axis.set_xticks(range(len(xs)), xs)
-        axis.yaxis.set_major_formatter(form)
-        axis.set(title=title, xlabel=xlabel)
-    axes[0, 0].set_ylabel(ylabel)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+def law_picture(margins, curves, title, path=None):
+    """Share of the ideal policy over the points taken, {words: (seeds, points)}: thin; the mean: thick."""
+
+    def draw():
+        fig, axis = plt.subplots(figsize=(5.6, 3.2))
+        looks = {"all": (BLUE, "o", "-"), "names": (ORANGE, "s", "--"), "things": (GREEN, "^", ":")}
+        for what, shares in curves.items():
+            color, marker, style = looks[what]
+            axis.plot(margins, shares.T, style, color=color, linewidth=0.7, alpha=0.5)
+            look = {"color": color, "marker": marker, "linewidth": 2.5, "markersize": 5}
+            axis.plot(
+                margins,
+                shares.mean(0),
+                style,
+                **look,
+                label=f"for {what}" + " hidden words" * (what == "all"),
+            )
+        axis.set(title=title, xlabel="points taken for each hidden wrong word (the judge takes 2)")
+        axis.set_ylabel("share of the optimal gain, 1 nat")
+        axis.yaxis.set_major_formatter(percent)
+        fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        return fig
+
+    in_both_lights(draw, path)
+
+
+def dose_picture(found, title):
+    """{pairs added: [figures of each seed]}: margins for a thing and a name, and what they are worth."""
+    fig, axes = plt.subplots(1, 3, figsize=(7.5, 3.2))
+    markers = "osD^v"
+    for axis, key in zip(axes, ("another thing", "another name", None)):
+        for i, marker in enumerate(markers):
+            some = [figures[i] for figures in found.values()]
+            y = [x["faults"]["POST"][key]["margin"] if key else x["ideal"]["share"] for x in some]
+            axis.plot(range(len(found)), y, f"{marker}-", color=f"C{i}", markersize=4, linewidth=1)
+        axis.set_xticks(range(len(found)), [f"{n // 1000}k" if n else "0" for n in found])
+        axis.set_xlabel("pairs added")
+        axis.set_title(f"margin: {key}" if key else "ideal policy: share")
+    axes[0].set_ylabel("points (the judge: 2)")
+    axes[2].yaxis.set_major_formatter(percent)
+    fig.suptitle(f"{title} (a line for each seed)", fontsize=10)
     plt.show()
 
 
