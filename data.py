@@ -278,6 +278,12 @@ def spell(word):
     return [BYTE_TO_CHAR[byte] for byte in word.encode("utf-8", "replace")]
 
 
+def merge(symbols, pair):
+    """A word's symbols, with the pair made one wherever it stands: "a", "a", "a" become "aa", "a"."""
+    apart, one = f" {pair[0]}  {pair[1]} ", f" {pair[0]}{pair[1]} "  # no symbol has a blank in it
+    return "".join(f" {symbol} " for symbol in symbols).replace(apart, one).split()
+
+
 class Later(tuple):
     """A tuple that `heapq`, which takes the smallest first, takes first where it is the largest."""
 
@@ -315,43 +321,36 @@ class Tokenizer:
         for text in tqdm(texts, "counting words", leave=False, delay=3, disable=None):
             word_counts.update(found[0] for found in word_pattern().finditer(text))
         words = [(spell(word), n) for word, n in word_counts.items()]
-        counts, where = Counter(), defaultdict(list)  # pair -> how often; pair -> words that have, or had, it
-        for i, (symbols, n) in enumerate(words):
+        counts, where = Counter(), defaultdict(set)  # pair -> how often; pair -> words that have, or had, it
+        changed, heap = set(), []  # pairs whose count did; counts, the largest first, some of them outdated
+
+        def count(i, sign):
+            symbols, n = words[i]
             for pair in zip(symbols, symbols[1:]):
-                counts[pair] += n
-                where[pair].append(i)
+                counts[pair] += sign * n
+                where[pair].add(i)
+                changed.add(pair)
+
+        for i in range(len(words)):
+            count(i, 1)
         tokens, merges = dict.fromkeys(BYTE_TO_CHAR.values()), []
-        heap = [Later((n, pair)) for pair, n in counts.items() if n > 1]  # ties: the later in the alphabet
-        heapq.heapify(heap)
         bar = tqdm(desc="merging", total=vocab_size - smallest, leave=False, delay=3, disable=None)
-        while heap and len(tokens) < vocab_size - len(SPECIAL):
-            n, best = heapq.heappop(heap)
-            if n < 2:
+        while len(tokens) < vocab_size - len(SPECIAL):
+            for pair in changed:
+                heapq.heappush(heap, Later((counts[pair], pair)))  # ties: the later in the alphabet
+            changed.clear()
+            while heap and heap[0][0] != counts[heap[0][1]]:
+                heapq.heappop(heap)
+            if not heap or heap[0][0] < 2:
                 break
-            if n != counts[best]:  # it has become rarer since it was put there
-                heapq.heappush(heap, Later((counts[best], best)))
-                continue
+            best = heap[0][1]
             merges.append(best)
+            tokens["".join(best)] = None
             bar.update()
-            (a, b), both = best, best[0] + best[1]
-            tokens[both], grown = None, set()
-            for i in set(where.pop(best)):
-                symbols, n = [None, *words[i][0], None], words[i][1]
-                for at in range(1, len(symbols) - 2):
-                    if symbols[at : at + 2] == [a, b]:
-                        symbols[at : at + 2] = [both, ""]
-                        # Only pairs with the neighbours of a merged place change.
-                        left, right = symbols[at - 1] or symbols[at - 2], symbols[at + 2]
-                        for old, new in (((left, a), (left, both)), ((b, right), (both, right))):
-                            if None not in new:
-                                counts[old] -= n
-                                counts[new] += n
-                                where[new].append(i)
-                                grown.add(new)
-                words[i] = [symbol for symbol in symbols if symbol], n
-            del counts[best]
-            for pair in grown:
-                heapq.heappush(heap, Later((counts[pair], pair)))
+            for i in where.pop(best):
+                count(i, -1)
+                words[i] = merge(words[i][0], best), words[i][1]
+                count(i, 1)
         bar.close()
         return cls({token: i for i, token in enumerate([*tokens, *SPECIAL])}, merges)
 
@@ -361,8 +360,7 @@ class Tokenizer:
             best = min(zip(symbols, symbols[1:]), key=lambda pair: self.rank.get(pair, math.inf))
             if best not in self.rank:
                 break
-            apart, merged = f" {best[0]}  {best[1]} ", f" {best[0]}{best[1]} "  # no symbol has a blank in it
-            symbols = "".join(f" {symbol} " for symbol in symbols).replace(apart, merged).split()
+            symbols = merge(symbols, best)
         return [self.vocab[symbol] for symbol in symbols]
 
     def encode(self, text):
