@@ -183,7 +183,7 @@ def test_every_trial_of_the_tuning_is_in_the_file_once():
         assert sum(one.items() <= line.items() for line in lines) == 1
     assert len(lines) == len(tune.TRIALS)
     methods = [line["method"] for line in lines]
-    assert methods.count("rlhf") == methods.count("dpo") == 6
+    assert methods.count("rlhf") == methods.count("dpo") == 4
     for line in lines:
         default = (reward if line["method"] == "rlhf" else measure.dpo).parser.get_default("lr")
         assert float(line["setting"].split()[1]) == pytest.approx(line["rate"] * default, rel=0.05)
