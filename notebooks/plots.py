@@ -204,25 +204,6 @@ def pretraining_picture(log, final):
     )
 
 
-def optimizers_picture(log, adamw, entropy):
-    """Held-out loss over entropy: the run, and AdamW at several rates {rate: [(step, loss)]}."""
-    fig, axis = plt.subplots()
-    steps, losses = curve(log, "val_loss")
-    title = f"After {steps[-1]} steps Muon is nearest to the entropy"
-    said = [f"Muon ends at {losses[-1] / entropy:.2f}"]
-    axis.plot(steps, np.array(losses) / entropy, "o-", color=BLUE, label="Muon, and AdamW for the rest")
-    for (lr, points), style in zip(adamw.items(), ("s:", "^-.", "D--", "v-")):
-        steps, losses = zip(*points)
-        label = f"AdamW for everything, rate {lr:g}"
-        axis.plot(steps, np.array(losses) / entropy, style, color=RED, label=label, markersize=4, alpha=0.7)
-        said.append(f"AdamW at rate {lr:g} at {losses[-1] / entropy:.2f}")
-    axis.axhline(1, color="black", linestyle="--", label="entropy of the source")
-    axis.set(title=title, xlabel="step")
-    axis.set_ylabel("held-out loss / entropy")
-    axis.legend()
-    show_figure(f"Lines: held-out loss as a multiple of the entropy, over steps. {', '.join(said)}.")
-
-
 def exercise_picture(log, mine, label, knows_nothing):
     fig, axis = plt.subplots()
     axis.plot(*curve(log, "loss"), color=GRAY, label="the run above")
