@@ -42,7 +42,7 @@ ANSWERS = {  # a number or several, or what they must satisfy
     "rlhf 2": clipped,
     "rlhf 3": lambda: 0.4 * 8 * 0.15,
     "rlhf 4": lambda: 1.1**8,
-    "rlhf 10": lambda: lambda both: both[0] < 0.5 and both[1] > 1,  # KL; reward, which begins at about 0
+    "rlhf 10": lambda: lambda both: both[0] < 0.5 < both[1],  # KL; reward, which begins at about 0
     "dpo 1": lambda: 0.5 * math.log(10),
     "dpo 2": lambda: math.log(1 + math.exp(-0.5 * (3 - 1))),
     "dpo 3": lambda: ideal([0.7, 0.2, 0.1], [0, 1, 2], 0.5)[2],
