@@ -1,11 +1,13 @@
-"""The answers to the exercises, computed, so that they do not stand beside the questions."""
+"""The answers to the exercises, so that they do not stand beside the questions: numbers, and functions."""
 
 import math
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+import dpo
 import ppo
 from data import judge
 from start import POST
@@ -42,10 +44,12 @@ ANSWERS = {  # a number or several, or what they must satisfy
     "pretraining 1": lambda: math.log(24),
     "pretraining 2": lambda: judge(POST, " My captain Hugo lost my soup."),
     "pretraining 3": lambda: -sum(p * math.log(p) for p in (0.5, 0.25, 0.25)),
+    "pretraining 6": lambda: lambda loss: loss > math.log(759) + 0.5,  # clearly more than a blind guess costs
     "rlhf 1": climb,
     "rlhf 2": clipped,
     "rlhf 3": lambda: 0.4 * 8 * 0.15,
-    "rlhf 5": lambda: lambda kl: kl < 0.5,
+    "rlhf 4": lambda: 1.1**8,
+    "rlhf 10": lambda: lambda both: both[0] < 0.5 < both[1],  # KL; reward, which begins at about 0
     "dpo 1": lambda: 0.5 * math.log(10),
     "dpo 2": lambda: math.log(1 + math.exp(-0.5 * (3 - 1))),
     "dpo 3": lambda: ideal([0.7, 0.2, 0.1], [0, 1, 2], 0.5)[2],
@@ -64,55 +68,168 @@ ANSWERS = {  # a number or several, or what they must satisfy
 def check(name, answer):
     """Say whether an answer is right, to one in a hundred."""
     truth = ANSWERS[name]()
-    if answer is None or answer == (None, None):
-        print(f"{name}: no answer yet")
-    elif truth(answer) if callable(truth) else np.allclose(answer, truth, rtol=0.01, atol=1e-6):
-        print(f"{name}: right")
+    if answer is None or isinstance(answer, tuple) and None in answer:
+        return print(f"{name}: no answer yet")
+    if callable(truth):
+        right = truth(answer)
     else:
-        print(f"{name}: not yet")
+        right = np.shape(answer) == np.shape(truth) and np.asarray(answer).dtype.kind in "if"
+        right = right and np.allclose(answer, truth, rtol=0.01, atol=1e-6)
+    print(f"{name}: {'right' if right else 'not yet'}")
 
 
-def reinforce_loss(log_probs, rewards):
-    others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
-    return -((rewards - others) * log_probs).mean()
+# ----------------------------------------------------------------------------------------------------
+# Functions that readers write: the key to each
 
 
 def next_token_loss(logits, targets):
-    return F.cross_entropy(logits, targets)
+    log_probs = logits - logits.logsumexp(1, keepdim=True)
+    return -log_probs[torch.arange(len(targets)), targets].mean()
+
+
+def sample_token(logits, temperature):
+    return torch.multinomial((logits / temperature).softmax(1), 1).squeeze(1)
+
+
+def reinforce_loss(log_probs, rewards, values, mask):
+    to_come = (rewards * mask).flip(1).cumsum(1).flip(1)
+    return -((to_come - values).detach() * log_probs * mask).sum(1).mean()
+
+
+def policy_loss(log_probs, old_log_probs, advantages, mask):
+    ratio = (log_probs - old_log_probs).exp()
+    gain = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    return -gain[mask].mean()
+
+
+def gae(rewards, values, mask, lam):
+    advantages, later, value = torch.zeros_like(rewards), 0.0, 0.0
+    for t in reversed(range(rewards.shape[1])):
+        later = (rewards[:, t] + value - values[:, t] + lam * later) * mask[:, t]
+        value, advantages[:, t] = values[:, t] * mask[:, t], later
+    return advantages
+
+
+def group_advantages(returns, estimator):
+    groups = returns.view(-1, 4)
+    if estimator == "rloo":
+        return (groups - (groups.sum(1, keepdim=True) - groups) / 3).flatten()
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def answer_ratios(log_probs, old_log_probs, mask):
+    return ((log_probs - old_log_probs) * mask).sum(1).exp()
 
 
 def dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta):
     return -F.logsigmoid(beta * (chosen - reference_chosen - rejected + reference_rejected)).mean()
 
 
-TRIALS = {  # each function, and what it is tried on
-    "reinforce_loss": (
-        reinforce_loss,
-        lambda g: (torch.randn(5, 4, generator=g), torch.randn(5, 4, generator=g)),
+def simpo_loss(chosen, rejected, n_chosen, n_rejected, beta, gamma):
+    return -F.logsigmoid(beta * (chosen / n_chosen - rejected / n_rejected) - gamma).mean()
+
+
+def kto_loss(log_ratios, good, kl, beta):
+    return (1 - torch.sigmoid(beta * torch.where(good, log_ratios - kl, kl - log_ratios))).mean()
+
+
+# ----------------------------------------------------------------------------------------------------
+# How they are checked: each is tried on random numbers, beside the scripts' own function where there is one
+
+
+def ppo_gae(rewards, values, mask, lam):
+    with patch.object(ppo, "LAMBDA", lam):
+        return ppo.gae(rewards, values, mask)
+
+
+def script_dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta):
+    return dpo.dpo_loss(chosen - reference_chosen, rejected - reference_rejected, beta).mean()
+
+
+def masked(g, n):
+    """n times random numbers (5, 7), and a mask under which the five rows have unequal lengths."""
+    lengths = torch.tensor([[7], [3], [1], [5], [6]])
+    return *torch.randn(n, 5, 7, generator=g), torch.arange(7) < lengths
+
+
+def targets(g, i):
+    return torch.randn(6, 9, generator=g), torch.randint(9, (6,), generator=g)
+
+
+def pairs(g, n):
+    return [*3 * torch.randn(n, 8, generator=g) - 9]
+
+
+TRIALS = {  # the right function, how many of its arguments may have a gradient, and what trial i draws
+    "next_token_loss": (F.cross_entropy, 1, targets),
+    "reinforce_loss": (reinforce_loss, 3, lambda g, i: masked(g, 3)),
+    "policy_loss": (ppo.policy_loss, 1, lambda g, i: masked(g, 3)),
+    "gae": (ppo_gae, 0, lambda g, i: (*masked(g, 2), (0.95, 0.0, 1.0)[i])),
+    "group_advantages": (
+        ppo.group_advantages,
+        0,
+        lambda g, i: (torch.randn(12, generator=g) + 1, ("rloo", "grpo", "grpo")[i]),
     ),
-    "next_token_loss": (
-        next_token_loss,
-        lambda g: (torch.randn(6, 9, generator=g), torch.randint(9, (6,), generator=g)),
+    "answer_ratios": (answer_ratios, 1, lambda g, i: masked(g, 2)),
+    "dpo_loss": (script_dpo_loss, 2, lambda g, i: (*pairs(g, 4), 0.3)),
+    "simpo_loss": (
+        simpo_loss,
+        2,
+        lambda g, i: (*pairs(g, 2), *torch.randint(3, 12, (2, 8), generator=g), 2.0, 0.5),
     ),
-    "dpo_loss": (dpo_loss, lambda g: (*(3 * torch.randn(4, 8, generator=g) - 9), 0.3)),
+    "kto_loss": (kto_loss, 1, lambda g, i: (pairs(g, 1)[0] + 9, torch.arange(8) % 3 > 0, 0.7, 0.5)),
 }
 
 
+def grade(name, yours):
+    """What to say of a function that a reader wrote."""
+    if name == "sample_token":
+        return grade_sampler(yours)
+    right, n, draw = TRIALS[name]
+    for i in range(3):
+        found = []
+        for function in (yours, right):
+            arguments = draw(torch.Generator().manual_seed(i), i)
+            leaves = [x.requires_grad_() for x in arguments[:n]]
+            result = function(*arguments)
+            if result is None:
+                return "not written yet"
+            result = torch.as_tensor(result[0] if isinstance(result, tuple) else result)
+            there = n and result.requires_grad
+            gradients = torch.autograd.grad(result.sum(), leaves, allow_unused=True) if there else [None] * n
+            gradients = [0 * x.detach() if dx is None else dx for x, dx in zip(leaves, gradients)]
+            found.append((result.detach(), gradients))
+        (result, gradients), (truth, true_gradients) = found
+        if result.shape != truth.shape:
+            return f"its shape is {(*result.shape,)}, and should be {(*truth.shape,)}"
+        if not torch.allclose(result, truth, rtol=1e-4, atol=1e-5):
+            one, other = (x.flatten()[(result - truth).abs().argmax()] for x in (result, truth))
+            return f"it gives {one:.4f} where it should give {other:.4f}"
+        if not all(torch.allclose(*both, atol=1e-5) for both in zip(gradients, true_gradients)):
+            return "what it gives is right, and its gradient is not"
+    return "right" + ", and so is its gradient" * (n > 0)
+
+
+def grade_sampler(yours):
+    """Four rows of logits, five thousand tokens of each, at three temperatures."""
+    logits = torch.tensor(
+        [[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 3.0, 0.0], [-5.0, 1.0, 1.0, 1.5], [9.0, 9.0, 7.0, 8.0]]
+    )
+    for temperature in (1.0, 0.5, 2.0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            tokens = yours(logits.repeat(5000, 1), temperature)
+        if tokens is None:
+            return "not written yet"
+        if tokens.shape != (20000,):
+            return f"its shape is {(*tokens.shape,)} for 20000 rows, and should be (20000,)"
+        shares = (tokens.view(5000, 4, 1) == torch.arange(4)).float().mean(0)  # of each row (4, 4)
+        off = (shares - (logits / temperature).softmax(1)).abs().max()
+        if off > 0.03:  # four standard errors
+            return f"at temperature {temperature:g} it draws a token {off:.0%} too often or too rarely"
+    return "right"
+
+
 def check_function(name, yours):
-    """Compare a function with the right one, and its gradient with the right gradient, on random numbers."""
-    right, draw = TRIALS[name]
-    found = []
-    for function in (yours, right):
-        arguments = draw(torch.Generator().manual_seed(1))
-        arguments[0].requires_grad_()
-        loss = function(*arguments)
-        if loss is None:
-            return print(f"{name}: not written yet")
-        (gradient,) = torch.autograd.grad(torch.as_tensor(loss), arguments[0])
-        found.append((float(loss), gradient))
-    if abs(found[0][0] - found[1][0]) > 1e-4 * abs(found[1][0]):
-        print(f"{name}: the loss is {found[0][0]:.4f}, and should be {found[1][0]:.4f}")
-    elif not torch.allclose(found[0][1], found[1][1], atol=1e-5):
-        print(f"{name}: the loss is right, and its gradient is not")
-    else:
-        print(f"{name}: right, and so is its gradient")
+    """Say whether a function is right, and its gradient, on random numbers."""
+    print(f"{name}: {grade(name, yours)}")

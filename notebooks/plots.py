@@ -1,5 +1,6 @@
 """What the notebooks share: the look of their plots, kinds of answers, and some larger pictures."""
 
+import io
 import itertools
 import json
 import math
@@ -51,10 +52,23 @@ def read_metrics(directory):
 
 def curve(log, name):
     """The steps at which a metric was logged, and its values."""
-    return zip(*[(line["step"], line[name]) for line in log if name in line])
+    return [*zip(*[(line["step"], line[name]) for line in log if name in line])]
 
 
-def in_both_lights(draw, path=None):
+def show_figure(alt):
+    """Show the current figure, and say in a text what it shows, for those who don't see it.
+
+    JupyterLab and nbconvert read that text, `alt`, from the metadata of the picture.
+    """
+    from IPython.display import Image, display  # here, since this file as a script does without
+
+    file = io.BytesIO()
+    plt.savefig(file, bbox_inches="tight", pil_kwargs={"optimize": True})
+    plt.close()
+    display(Image(file.getvalue(), alt=alt))
+
+
+def in_both_lights(draw, path=None, alt=None):
     """Show the figure that `draw` makes; with a path it is kept, too, once more for dark pages."""
     if path:
         with plt.rc_context(DARK):
@@ -63,21 +77,21 @@ def in_both_lights(draw, path=None):
     figure = draw()
     if path:
         figure.savefig(path)
-    plt.show()
+    show_figure(alt) if alt else plt.show()
 
 
 # ----------------------------------------------------------------------------------------------------
 # Kinds of answers
 
-KINDS = {  # of `data.kind_of`: colors that differ in lightness, too, and hatching for what is wrong
+KINDS = {  # of `data.kind_of`: where two colors have one lightness, hatching tells them apart
     "full": ("#1b7837", ""),
     "lucky": ("#7fbf7b", ""),
     "short": ("#c7e9c0", ""),
     "rambling": ("#f6e8b1", ""),
     "wrong, obvious": ("#ffb3b3", "///"),
     "wrong, hidden": ("#b2182b", "xxx"),
-    "off topic": ("#c9c6e3", ""),
-    "repeats": ("#5b6670", ""),
+    "off topic": ("#c9c6e3", "..."),
+    "repeats": ("#5b6670", "\\\\"),
 }
 SMALL_TALK_SENTENCES = {
     template.format(*words) for template, *gaps in SMALL_TALK for words in itertools.product(*gaps)
@@ -113,7 +127,7 @@ def draw_bars(rows, title):
     fig, axis = plt.subplots(figsize=(5.6, 1.2 + 0.28 * len(rows)))
     left = np.zeros(len(rows))
     for kind, (color, hatch) in KINDS.items():
-        edge = "#7a0c17" if hatch == "///" else plt.rcParams["axes.facecolor"]
+        edge = {"///": "#7a0c17", "...": "#5b6670"}.get(hatch, plt.rcParams["axes.facecolor"])
         widths = np.array([row[kind] for row in rows.values()])
         look = {"color": color, "hatch": hatch, "edgecolor": edge, "lw": 0.5}
         axis.barh(range(len(rows)), widths, left=left, label=kind, **look)
@@ -135,10 +149,12 @@ def draw_bars(rows, title):
 
 def stacked_bars(rows, title, path=None):
     """One bar for each row {name: {kind: share}}; also into files."""
-    in_both_lights(lambda: draw_bars(rows, title), path)
+    said = lambda row: ", ".join(f"{kind} {share:.0%}" for kind, share in row.items() if share > 0.005)
+    alt = "Stacked bars. " + ". ".join(f"{name}: {said(row)}" for name, row in rows.items())
+    in_both_lights(lambda: draw_bars(rows, title), path, alt)
 
 
-def fault_bars(accuracies, n):
+def fault_bars(accuracies, n, title):
     """How often each scorer {name: {fault: share}} prefers the full summary to the spoiled one; n posts."""
     fig, axis = plt.subplots(figsize=(7.5, 1.6 + 0.2 * sum(map(len, accuracies.values()))))
     height = 0.8 / len(accuracies)
@@ -152,10 +168,11 @@ def fault_bars(accuracies, n):
     axis.set_yticks(range(len(found)), found)
     axis.invert_yaxis()
     axis.xaxis.set_major_formatter(percent)
-    axis.set(title="Faults that only the post reveals are guessed at", xlim=(0, 1.02))
+    axis.set(title=title, xlim=(0, 1.02))
     axis.set_xlabel(f"prefers the full summary to one with this fault ({n} posts, ± one standard error)")
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    plt.show()
+    said = lambda found: ", ".join(f"{fault} {share:.0%}" for fault, share in found.items())
+    show_figure("Bars. " + ". ".join(f"{name}: {said(found)}" for name, found in accuracies.items()))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -180,24 +197,11 @@ def pretraining_picture(log, final):
     right.set_yticks((0.01, 0.02, 0.05, 0.1, 0.2, 0.4))
     right.yaxis.set_major_formatter(percent)
     right.minorticks_off()
-    plt.show()
-
-
-def optimizers_picture(log, adamw, entropy):
-    """Held-out loss over entropy: the run, and AdamW at several rates {rate: [(step, loss)]}."""
-    fig, axis = plt.subplots()
-    steps, losses = curve(log, "val_loss")
-    title = f"In {steps[-1]} steps Muon has learned to copy, and AdamW hasn't"
-    axis.plot(steps, np.array(losses) / entropy, "o-", color=BLUE, label="Muon, and AdamW for the rest")
-    for (lr, points), style in zip(adamw.items(), ("s:", "^-.", "D--", "v-")):
-        steps, losses = zip(*points)
-        label = f"AdamW for everything, rate {lr:g}"
-        axis.plot(steps, np.array(losses) / entropy, style, color=RED, label=label, markersize=4, alpha=0.7)
-    axis.axhline(1, color="black", linestyle="--", label="entropy of the source")
-    axis.set(title=title, xlabel="step")
-    axis.set_ylabel("held-out loss / entropy")
-    axis.legend()
-    plt.show()
+    show_figure(
+        f"Left, loss over steps: it falls from {losses[0]:.2f} at step {steps[0]} to {losses[-1]:.2f}, just "
+        f"above the entropy of {final['entropy']:.2f}. Right, the same as a distance from the entropy, on a "
+        f"logarithmic axis: from {above[0]:.1%} to {above[-1]:.1%}."
+    )
 
 
 def exercise_picture(log, mine, label, knows_nothing):
@@ -207,7 +211,7 @@ def exercise_picture(log, mine, label, knows_nothing):
     axis.axhline(knows_nothing, color="black", linestyle=":", label="knows nothing")
     axis.set(title="Loss on the training batches", xlabel="step", ylabel="nats per token", xlim=(0, 100))
     axis.legend()
-    plt.show()
+    show_figure(f"Lines: loss over the first hundred steps, of the run above and of {label}.")
 
 
 def attention_picture(weights, words, targets, title):
@@ -219,7 +223,8 @@ def attention_picture(weights, words, targets, title):
     axis.grid(False)
     axis.set(title=title, xlabel="token of the post")
     fig.colorbar(image, label="share of attention")
-    plt.show()
+    most = [f"{target}: most on{words[int(row.argmax())]!r}" for target, row in zip(targets, weights)]
+    show_figure(f"A heat map, a row for each head, a column for each token of the post. {'; '.join(most)}.")
 
 
 def learning_picture(log, final, color, name):
@@ -228,46 +233,55 @@ def learning_picture(log, final, color, name):
     left.plot(*curve(log, "loss"), color=color, alpha=0.4, label="training batch")
     left.plot(*curve(log, "val_loss"), "o-", color=color, label="held-out pairs")
     left.axhline(np.log(2), color=GRAY, linestyle=":", label="guessing, log 2")
-    left.set(title="The surprise at the choices falls", xlabel="step", ylabel="loss (nats per pair)")
+    left.set(title="The surprise at the choices falls …", xlabel="step", ylabel="loss (nats per pair)")
     best = final["best_accuracy"]
     error = np.sqrt(best * (1 - best) / 1024)
     right.axhspan(best - error, best + error, color="black", alpha=0.12, label="± one standard error")
     right.axhline(best, color="black", linestyle="--", label="best that any model can do")
     right.plot(*curve(log, "val_accuracy"), "o-", color=color, label=name)
     right.axhline(0.5, color=GRAY, linestyle=":", label="guessing")
-    right.set(title="It predicts most of what can be predicted", xlabel="step", xlim=(0, None))
+    right.set(title="… and most of what can be predicted is", xlabel="step", xlim=(0, None))
     right.set_ylabel("right on held-out pairs")
     right.yaxis.set_major_formatter(percent)
     for axis in (left, right):
         axis.legend()
-    plt.show()
+    losses, accuracies = ([*curve(log, f"val_{key}")[1]] for key in ("loss", "accuracy"))
+    show_figure(
+        f"Left, loss over steps: on held-out pairs from {losses[0]:.2f} to {losses[-1]:.2f}. Right, "
+        f"accuracy: from {accuracies[0]:.0%} to {accuracies[-1]:.0%}; any model's best is {best:.0%}."
+    )
 
 
 def calibration_picture(rows):
     """Rows (how sure, how often right, pairs) against the diagonal."""
     sure, right, n = np.array(rows).T
-    fig, axis = plt.subplots(figsize=(4.5, 3.5))
+    fig, axis = plt.subplots(figsize=(5, 2.6))
     axis.plot([0.5, 1], [0.5, 1], color="black", linestyle="--", label="as often right as it is sure")
     error = np.sqrt(sure * (1 - sure) / n)
     label = "held-out pairs, in bins (± one standard error)"
     axis.errorbar(sure, right, error, fmt="o", capsize=3, color=ORANGE, label=label)
+    said = ", ".join(f"{s:.0%} sure and {r:.0%} right" for s, r in zip(sure, right))
     axis.set(title="It is right about as often as it is sure", xlabel="how sure", ylabel="how often right")
     axis.xaxis.set_major_formatter(percent)
     axis.yaxis.set_major_formatter(percent)
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center")
-    plt.show()
+    show_figure(f"Points near the diagonal, how sure and how often right: {said}.")
 
 
 def climbing_picture(curves, best):
-    """Mean reward over steps of REINFORCE {baseline: rewards}."""
+    """REINFORCE {baseline: mean rewards (climbs, steps)}: means, and ± one standard deviation."""
     fig, axis = plt.subplots()
-    for (name, values), color, style in zip(curves.items(), (GRAY, ORANGE, GREEN), (":", "--", "-")):
-        axis.plot(values, color=color, linestyle=style, label=name)
-    axis.axhline(best, color="black", linewidth=1, label="best possible")
-    axis.set(title="Less noise, faster climb: REINFORCE with eight answers a step", xlabel="step")
+    said = []
+    for (name, climbs), color, style in zip(curves.items(), (GRAY, ORANGE, GREEN), (":", "--", "-")):
+        mean, spread = climbs.mean(0), climbs.std(0)
+        axis.fill_between(range(len(mean)), mean - spread, mean + spread, color=color, alpha=0.2, lw=0)
+        axis.plot(mean, color=color, linestyle=style, label=name)
+        said.append(f"{name} {mean[-1]:.2f} ± {spread[-1]:.2f}")
+    axis.axhline(best, color="black", linewidth=1, label=f"best possible, {best:.2f}")
+    axis.set(title="The less noise, the surer the climb, and the higher in the end", xlabel="step")
     axis.set_ylabel("mean reward")
     axis.legend()
-    plt.show()
+    show_figure(f"Lines with bands, mean reward over steps. At the end: {', '.join(said)}.")
 
 
 def clip_picture(policy_loss):
@@ -287,7 +301,10 @@ def clip_picture(policy_loss):
         axis.text(x_steep, y, steep, ha="center", fontsize=8, color=GREEN)
         axis.set(title=f"advantage {A:+.0f}", xlabel="ratio ρ = π / π_old", ylabel="loss")
     fig.suptitle("The clip stops a push that goes on, never one that brings a token back", fontsize=10)
-    plt.show()
+    show_figure(
+        "Two bent lines, the loss of a token over its ratio. Advantage +1: it falls up to a ratio of 1.2, "
+        "and is flat from there on. Advantage −1: it is flat up to 0.8, and rises from there on."
+    )
 
 
 def ppo_picture(log):
@@ -308,7 +325,9 @@ def ppo_picture(log):
     axes[1, 1].axhline(0, color=GRAY, linestyle=":")
     for axis in axes[1]:
         axis.set_xlabel("iteration")
-    plt.show()
+    ends = [(name, curve(log, name)[1]) for names, *_ in panels for name in names]
+    said = ", ".join(f"{name} from {values[0]:.2f} to {values[-1]:.2f}" for name, values in ends)
+    show_figure(f"Four panels over iterations: {said}.")
 
 
 @torch.no_grad()
@@ -340,7 +359,14 @@ def chase_picture(chased):
     for axis in axes:
         axis.set_xlabel("iteration")
         axis.legend()
-    plt.show()
+    ends = [
+        f"β = {beta}: learned score up by {np.mean([run[0][-1] for run in some]):.1f}, "
+        f"judge's at {np.mean([run[1][-1] for run in some]):.1f}"
+        for beta, some in chased.items()
+    ]
+    show_figure(
+        f"Thin lines over iterations, one for each set, and their means. At the end {'; '.join(ends)}."
+    )
 
 
 def pipeline_picture():
@@ -366,14 +392,15 @@ def pipeline_picture():
     box(5.3, 5, "pairs: people choose\nthe better of two answers", "data")
     box(7.6, 7.6, "reward model\nreward.py", "learns")
     box(10.9, 7.6, "policy and critic\nppo.py", "learns")
-    box(10.9, 5.6, "reward model,\nreference", "frozen")
+    box(10.9, 5.2, "reward model,\nreference", "frozen")
     box(10.9, 2.4, "policy\ndpo.py", "learns")
     box(7.6, 1.2, "reference", "frozen")
     arrow((0.95, 5), (1.65, 5))
     arrow((3.75, 5), (4.0, 5))
     arrow((5.6, 5.6), (6.8, 7.4))
-    arrow((8.4, 7.6), (9.7, 7.6), "score", 0.35)
-    arrow((10.9, 6.2), (10.9, 7.0))
+    arrow((8.2, 7.1), (9.95, 5.5), "the same, frozen")
+    arrow((8.4, 7.7), (9.65, 7.7), "a copy:\ncritic", 0.6)
+    arrow((10.9, 5.9), (10.9, 7.0), "score, KL")
     arrow((5.9, 4.4), (10.1, 2.6), "the pairs themselves", 0.0)
     arrow((8.2, 1.3), (10.1, 2.1), "once", 0.1)
     axis.text(5.6, 8.4, "RLHF", color=ORANGE, fontsize=12, weight="bold")
@@ -382,8 +409,12 @@ def pipeline_picture():
     axis.axis("off")
     handles = [plt.Rectangle((0, 0), 1, 1, **style[kind]) for kind in style]
     fig.legend(handles, ("learns here", "frozen", "data"), loc="outside lower center", ncols=3)
-    axis.set_title("One beginning, two roads")
-    plt.show()
+    axis.set_title("One beginning, two roads: RLHF learns three networks, DPO one")
+    show_figure(
+        "A diagram. Text makes a language model, its answers make pairs. Above, RLHF: a reward "
+        "model is learned from them; frozen, with the reference, it trains policy and critic. Below, DPO: "
+        "the pairs themselves train the policy; the frozen reference is asked once."
+    )
 
 
 def dpo_picture(log):
@@ -398,14 +429,17 @@ def dpo_picture(log):
     left.axhline(np.log(2), color=GRAY, linestyle=":", label="guessing, log 2")
     left.set(title="The surprise at the choices falls", xlabel="step", ylabel="loss (nats per pair)")
     for name, color, style in (("margin", "black", "o-"), ("chosen", BLUE, "^--"), ("rejected", RED, "v:")):
-        label = "margin" if name == "margin" else name
-        right.plot(*curve(log, name), style, color=color, label=label, markersize=4)
+        right.plot(*curve(log, name), style, color=color, label=name, markersize=4)
     right.axhline(0, color=GRAY, linewidth=0.8)
     right.set(title="Rejected answers lose more than chosen ones", xlabel="step")
     right.set_ylabel("implicit reward, mean")
     for axis in (left, right):  # below, where they cover nothing
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1)
-    plt.show()
+    show_figure(
+        f"Left, loss over steps: from log 2 to {log[-1]['val_loss']:.2f} on held-out pairs. Right, implicit "
+        f"rewards there: chosen end at {log[-1]['chosen']:.2f}, rejected at {log[-1]['rejected']:.2f}, the "
+        f"margin at {log[-1]['margin']:.2f}."
+    )
 
 
 def theorem_picture(reference, ideal, found, reward, implicit):
@@ -425,7 +459,25 @@ def theorem_picture(reference, ideal, found, reward, implicit):
     right.set_ylabel("implicit reward β log(π / π_ref)")
     for axis in (left, right):  # below, where they cover nothing
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1)
-    plt.show()
+    show_figure(
+        "Left, bars: for each of five answers what DPO found is as high as the ideal policy. Right: five "
+        "points on a line of slope 1, the implicit reward over the true one."
+    )
+
+
+def losses_picture(paths):
+    """Where each loss takes the margin of pairs that all agree: {label: (steps, margins in nats)}."""
+    fig, axis = plt.subplots()
+    looks = zip(paths.items(), (BLUE, ORANGE, GREEN, RED, GRAY), ("o-", "s--", "^-.", "v:", "D-"))
+    for (label, (steps, margins)), color, style in looks:
+        axis.plot(steps, margins, style, color=color, label=label, markersize=4)
+    axis.set(title="1,000 equal labels: DPO's margin has no end, the others' have", xlabel="step")
+    axis.set(xscale="log", ylabel="log-ratio, chosen − rejected (nats)")
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+    ends = ", ".join(f"{label} {margins[-1]:.1f}" for label, (_, margins) in paths.items())
+    show_figure(
+        f"Lines: the margin over steps, on a logarithmic axis. At the end: {ends}; only DPO's still rises."
+    )
 
 
 def slopes_picture(truth, learned):
@@ -437,7 +489,10 @@ def slopes_picture(truth, learned):
         axis.set(title=name, xlabel="judge: chosen − rejected (points)")
         axis.legend(loc="upper left")
     axes[0].set_ylabel("learned: chosen − rejected")
-    plt.show()
+    said = [f"{name}: correlation {np.corrcoef(v, truth)[0, 1]:.2f}" for name, v in learned.items()]
+    show_figure(
+        f"Two clouds of points about a rising line, learned differences over the judge's. {'; '.join(said)}."
+    )
 
 
 def few_picture(frontier, all_pairs, few, beta):
@@ -454,12 +509,18 @@ def few_picture(frontier, all_pairs, few, beta):
         axis.plot(*zip(*map(figures, answers)), style, color=color, label=f"forty pairs, β = {b}: on the way")
     axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     axis.set(
-        title="Forty pairs, seen too often: better at first, then worse than nothing",
+        title="Forty pairs, seen too often: with a tiny β worse in the end than before",
         ylabel="judge's score (4 is perfect)",
     )
     axis.set(xlabel="KL from the reference (nats per answer, square-root axis)", xlim=(0, farthest * 1.1))
     fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    plt.show()
+    said = [
+        f"β = {b}: " + ", ".join(f"{score:.1f} at {kl:.1f} nats" for kl, score in map(figures, some))
+        for b, some in few.items()
+    ]
+    show_figure(
+        f"Lines below a curve, the best possible; judge's score at KL. Forty pairs, {'; '.join(said)}."
+    )
 
 
 # ----------------------------------------------------------------------------------------------------

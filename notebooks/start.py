@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -41,14 +42,30 @@ def run(name, *options, quiet=False):
     return plots.read_metrics(args.out) if name in SHORT else None
 
 
-def need(name, script=None, *options):
-    """The same into `runs/NAME`, unless there is such a run already."""
+def need(name, script=None, *options, ask=True):
+    """The same into `runs/NAME`, unless there is such a run already. After pretraining, people are asked."""
     out = Path("runs", name)
     if not (out / "config.json").exists():
         run(script or name, *options, "--out", out, quiet=True)
-    if name == "pretrain" and not (out / "preferences.jsonl").exists():
+    if ask and name == "pretrain" and not (out / "preferences.jsonl").exists():
         run("sample", "--ask", quiet=True)
     return plots.read_metrics(out)
+
+
+def watch(name):
+    """Run a script with its defaults and see it learn. If it has run before, see what it has logged then."""
+    out = Path("runs", name)
+    if not (out / "config.json").exists():
+        return run(name)
+    print(f"{out} is there already: this is what it has logged. Delete it, and this cell trains it anew.")
+    log, final = plots.read_metrics(out)
+    for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
+        if "answer" in line:
+            print(f"  step {line['step']:4}: {line['answer']}")
+    for figure, value in final.items():
+        if figure not in ("final", "seconds") and value is not None:
+            print(f"{figure:>20} {value:9.4f}   {model.GOOD.get(figure, '')}")
+    return log, final
 
 
 def load(name, network=model.GPT):

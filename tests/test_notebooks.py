@@ -62,6 +62,31 @@ def test_committed_outputs_are_whole(name):
     assert str(Path.home()) not in json.dumps(cells)
 
 
+def displayed(name, kind):
+    """(data, metadata) of all that a page's outputs have of a kind."""
+    cells = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    outputs = [out for cell in cells for out in cell.get("outputs", []) if kind in out.get("data", {})]
+    return [("".join(out["data"][kind]), out["metadata"].get(kind, {})) for out in outputs]
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_each_picture_says_in_words_what_it_shows(name):
+    texts = [metadata.get("alt", "") for _, metadata in displayed(name, "image/png")]
+    assert min(map(len, texts)) > 60 and len({*texts}) == len(texts)
+    assert not re.search(r"\bnan\b|\{", " ".join(texts))
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_each_listing_begins_with_its_file(name):
+    """And stands there as it is shown."""
+    listings = [text for text, _ in displayed(name, "text/markdown") if text.startswith("```python")]
+    for listing in listings:
+        file, code = re.fullmatch(r"```python\n# (\w+\.py)\n(.*)```", listing, re.DOTALL).groups()
+        where = [path for path in (ROOT / file, ROOT / "notebooks" / file) if path.is_file()]
+        assert where and code in where[0].read_text(encoding="utf-8")
+    assert listings
+
+
 def test_readme_notebook_and_results_say_the_same():
     """The table of claims is what `experiments.json` gives, in notebook 04 and, in short, in the README."""
     results = claims.load()
