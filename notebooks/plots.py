@@ -566,7 +566,10 @@ def frontier_picture(frontiers, lines, title, path=None, farthest=2.2):
         fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         return fig
 
-    in_both_lights(draw, path)
+    means = {label: zip(np.mean(kls, 0), np.mean(scores, 0)) for label, (kls, scores, *_) in lines.items()}
+    said = lambda points: ", ".join(f"{y:.2f} at {x:.2f}" for x, y in points)
+    alt = ". ".join(f"{label}: {said(points)}" for label, points in means.items())
+    in_both_lights(draw, path, f"Score over KL, below a line of the best possible. {alt}.")
 
 
 def gap_picture(rows, title):
@@ -581,7 +584,8 @@ def gap_picture(rows, title):
     axis.invert_yaxis()
     axis.xaxis.set_major_formatter(percent)
     axis.set(title=title, xlabel="share of the optimal gain, minus DPO's on the same seed (diamonds: means)")
-    plt.show()
+    said = ", ".join(f"{label} {np.mean(values):+.1%}" for label, (values, _) in rows.items())
+    show_figure(f"A point for each seed, the difference in share from DPO; the means: {said}.")
 
 
 def law_picture(margins, curves, title, path=None):
@@ -607,7 +611,10 @@ def law_picture(margins, curves, title, path=None):
         fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return fig
 
-    in_both_lights(draw, path)
+    means = {what: zip(margins, shares.mean(0)) for what, shares in curves.items()}
+    said = lambda points: ", ".join(f"{y:.1%} at {x:g}" for x, y in points)
+    alt = ". ".join(f"For {what}: {said(points)}" for what, points in means.items())
+    in_both_lights(draw, path, f"Lines, share over points taken. {alt}.")
 
 
 def dose_picture(found, title):
@@ -625,7 +632,9 @@ def dose_picture(found, title):
     axes[0].set_ylabel("points (the judge: 2)")
     axes[2].yaxis.set_major_formatter(percent)
     fig.suptitle(f"{title} (a line for each seed)", fontsize=10)
-    plt.show()
+    said = lambda n: ", ".join(f"{figures['ideal']['share']:.1%}" for figures in found[n])
+    alt = ". ".join(f"With {n:,} pairs added: {said(n)}" for n in found)
+    show_figure(f"Three panels of lines over pairs added, the third being the ideal policy's share. {alt}.")
 
 
 def draw_runs(directories, path):
