@@ -297,7 +297,8 @@ def form(seed):
     its tokens: of logits by a fresh matrix, by the pretrained one, or of log-probabilities (DPO), each minus
     what it was at the start. All see things and names on posts (over 90%), where one number at the end sees
     neither. Only those that read with the pretrained matrix see them on letters. Without normalisation the
-    ideal policy at 1 nat stays below 94%, since other faults' margins are worse; with it 97%. (Three seeds.)
+    ideal policy at 1 nat stays below 94%, since other faults' margins are worse; with it 97%.
+    (What is trained: three seeds.)
     """
 
     def read(fresh, normalised):
@@ -309,16 +310,11 @@ def form(seed):
         change = lambda *answers: 0.5 * (values(model, *answers) - values(start, *answers)).sum(1)
         return asks_for(seed, change, KINDS)
 
-    if seed > SEEDS[2]:
-        return
     yield "form one number", lambda: asks_for(seed, explicit(home_of(seed, "reward")), KINDS)
-    for name, *how in (
-        ("fresh", True, False),
-        ("pretrained", False, False),
-        ("fresh normalised", True, True),
-        ("dpo", False, True),
-    ):
-        yield f"form {name}", read, *how
+    yield "form dpo", read, False, True
+    for fresh, normalised in ((True, False), (False, False), (True, True)) if seed in SEEDS[:3] else ():
+        name = ("fresh" if fresh else "pretrained") + " normalised" * normalised
+        yield f"form {name}", read, fresh, normalised
 
 
 def another_taste(prompt, response):
