@@ -593,7 +593,8 @@ def law_picture(margins, curves, title, path=None):
 
     def draw():
         fig, axis = plt.subplots(figsize=(5.6, 3.2))
-        looks = {"all": (BLUE, "o", "-"), "names": (ORANGE, "s", "--"), "things": (GREEN, "^", ":")}
+        ink = plt.rcParams["text.color"]
+        looks = {"all": (ink, "o", "-"), "names": (GREEN, "s", "--"), "things": (RED, "^", ":")}
         for what, shares in curves.items():
             color, marker, style = looks[what]
             axis.plot(margins, shares.T, style, color=color, linewidth=0.7, alpha=0.5)
