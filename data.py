@@ -543,6 +543,8 @@ def read_preferences(path):
     chats = sum(record["prompt"].startswith((*TURNS.values(),)) for record in records)
     if 0 < chats < len(records):
         print(f"{path}: {chats} of {len(records)} prompts are conversations, with Human: and the like")
+    if n := sum(all(record[key].startswith(record["prompt"]) for key in USED[1:3]) for record in records):
+        print(f"{path}: {n} pairs have the prompt once more in both answers; it is read twice there")
     if n := sum(EOS in "".join(str(record[key]) for key in USED[:3]) for record in records):
         print(f"{path}: {n} pairs have {EOS} in their texts; it is text there, and not the end of one")
     return records
@@ -655,6 +657,8 @@ def no_checkpoint(directory, missing):
     return BadInput(f"{directory}: no checkpoint there (no {missing}); {how}")
 
 
+POINTER = b"version https://git-lfs.github.com/spec/"  # what `git clone` leaves of a large file
+NOT_FETCHED = "{}: only a pointer to the file, which git-lfs keeps; run git lfs pull, or download the file"
 WHITE = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and not "\x1c" <= c <= "\x1f")  # GPT-2's
 
 
@@ -667,6 +671,8 @@ def read_chunks(path, size=2**20):
     number, waiting = 1, []  # of the line that is read next; white space that may go on there
     try:
         with open(path, "rb") as raw:
+            if raw.peek(len(POINTER)).startswith(POINTER):
+                raise BadInput(NOT_FETCHED.format(path))
             lines = gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
             while block := lines.read(size) + lines.readline():
                 begin, *more = block.split(b"\0", 1)
@@ -674,7 +680,8 @@ def read_chunks(path, size=2**20):
                 text = begin[:end].decode("utf-8-sig" if number == 1 else "utf-8")
                 number += begin.count(b"\n")
                 if more:
-                    raise BadInput(f"{path}:{number}: not text; an archive must be unpacked first")
+                    what = "an archive must be unpacked first, and a parquet table saved as JSON lines"
+                    raise BadInput(f"{path}:{number}: not text; {what}")
                 piece = text.rstrip(WHITE)
                 if piece:
                     yield "".join([*waiting, piece])
@@ -700,7 +707,8 @@ def encode_files(tokenizer, paths, target):
     """
     dtype = np.dtype(np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32)
     texts = (text for path in paths for text in itertools.chain(read_chunks(path), [EOS]))
-    with open(target, "wb") as file, tqdm(desc="encoding", unit=" characters", unit_scale=True) as bar:
+    how = {"unit": " characters", "unit_scale": True, "disable": None}
+    with open(target, "wb") as file, tqdm(desc="encoding", **how) as bar:
         for text in texts:
             ids = []
             for i, part in enumerate(text.split(EOS)):
@@ -739,17 +747,22 @@ def write_files(directory, files):
 def locked(path):
     """Keep others from writing to a file or a directory. The lock dies with its process, however that ends.
 
-    BadInput if another process holds it. Windows has no such locks: there nobody is kept out.
+    BadInput if another process holds it. Windows and some network drives have no such locks: there nobody is
+    kept out, and of a drive that is said.
     """
     if not fcntl:
         yield
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "another run is writing there; wait for it, or give another place"
+            raise BadInput(f"{path}: {what}") from None
+        except OSError as error:
+            print(f"{path}: cannot be locked ({error.strerror}); let no other run write there")
         yield
-    except BlockingIOError:
-        raise BadInput(f"{path}: another run is writing there; wait for it, or give another place") from None
     finally:
         os.close(descriptor)
 

@@ -160,13 +160,12 @@ def main(args):
         save_model(policy, tokenizer, args.out, beta=None if args.loss == "sft" else args.beta)
         best = best_accuracy([records[i] for i in val])
         accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
-        look = f'--init {args.out} --prompt "…"' if args.data else f"--compare {args.init} {args.out}"
+        look = ["--init", args.out, "--prompt", "…"] if args.data else ["--compare", args.init, args.out]
         at_start = dpo_loss(torch.zeros(1), torch.zeros(1), args.beta, args.loss).item()
         fault = loss >= at_start and "no better than guessing"
         if metrics["nats_per_token"] > math.log(policy.config.vocab_size):
             fault = "worse than guessing at what people say"
-        then = f"python sample.py {look}"
-        run.finish(then, fault, val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
+        run.finish(["sample.py", *look], fault, val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
 
 
 if __name__ == "__main__":

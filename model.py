@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+import shlex
 import struct
 import sys
 import time
@@ -30,7 +31,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data import MAX_ANSWER_TOKENS, BadInput, locked, no_checkpoint, printable, write_files, write_records
+from data import MAX_ANSWER_TOKENS, NOT_FETCHED, POINTER, BadInput, locked, no_checkpoint, printable
+from data import write_files, write_records
 
 # ----------------------------------------------------------------------------------------------------
 # 1. The model
@@ -432,7 +434,7 @@ def set_lr(optimizers, step, steps, warmup, final=0.0):
 
 # Several processes, started by torchrun: each holds all networks and computes its share of every batch, and
 # the gradients are averaged. The first one alone prints and writes.
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+RANK, WORLD_SIZE = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def shares(batches):
@@ -517,6 +519,8 @@ def read_safetensors(path):
     """
     try:
         raw = Path(path).read_bytes()
+        if raw.startswith(POINTER):
+            raise BadInput(NOT_FETCHED.format(path))
         (length,) = struct.unpack("<Q", raw[:8])
         header, body, tensors = json.loads(raw[8 : 8 + length]), raw[8 + length :], {}
         header.pop("__metadata__", None)
@@ -532,6 +536,8 @@ def read_safetensors(path):
             tensors[name] = tensor.reshape(info["shape"]).float()
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    except BadInput:
+        raise
     except Exception as error:  # damage may show anywhere
         raise BadInput(f"{path}: not a whole safetensors file ({error})") from None
     return tensors
@@ -635,7 +641,7 @@ def load_model(directory, network=GPT, new_head=None):
         model = network(config)  # of a size that the file has, so a wrong number asks for no memory
         model.load_state_dict(tensors, assign=True)
     except Exception as error:
-        what = " ".join(str(error).split())
+        what = " ".join(str(error).split()) + " is missing" * isinstance(error, KeyError)
         raise BadInput(f"{directory}: the weights do not fit config.json: {what}") from None
     if found.get("model_type", "gpt2") not in ("gpt2", model_type(model)):
         raise BadInput(f"{path}: the network is {found['model_type']!r}, here it is {model_type(model)!r}")
@@ -699,6 +705,10 @@ def set_up(args):
     BadInput where that is a place that it reads a model from, where another run writes, or one was stopped.
     """
     args.began = time.time()
+    if (RANK, WORLD_SIZE) != (0, 1) and "MASTER_ADDR" not in os.environ:
+        raise BadInput(
+            "RANK or WORLD_SIZE is set, and not by torchrun, which sets MASTER_ADDR, too; unset it"
+        )
     torch.manual_seed(args.seed)
     for place in (vars(args).get(name) for name in ("init", "reward")):
         if place and Path(place).is_dir() and Path(args.out).is_dir() and os.path.samefile(place, args.out):
@@ -755,7 +765,7 @@ class Run:
         for step in run:
             …
             run.log(loss=loss.item())
-        run.finish("python sample.py …", fault=False, val_loss=…)
+        run.finish(["sample.py", "--compare"], fault=False, val_loss=…)
 
     `OUT/resume.pt` holds all that changes from step to step: models, optimizers, metrics, and the dictionary
     `run.state`, for what a script changes besides. So a stopped and resumed run ends with the same weights,
@@ -808,7 +818,8 @@ class Run:
         """The steps that are left to do."""
         due = time.time() + SAVE_SECONDS
         quiet = None if RANK == 0 else True  # None: no bar where nobody looks at a terminal
-        with tqdm(total=self.steps, initial=self.step, desc=self.title, disable=quiet) as self.bar:
+        how = {"disable": quiet, "dynamic_ncols": True}  # a window may be made narrower
+        with tqdm(total=self.steps, initial=self.step, desc=self.title, **how) as self.bar:
             while self.step < self.steps:
                 torch.manual_seed(zlib.crc32(repr((self.seed, self.step, RANK)).encode()))
                 yield self.step
@@ -844,7 +855,7 @@ class Run:
         self.metrics.append({"step": step, "answer": answer})
 
     def finish(self, then, fault, **metrics):
-        """The run is done and its model saved: show and write its metrics, and say what to do `then`.
+        """The run is done and its model saved: show and write its metrics, and which command comes `then`.
 
         Or what is wrong with the model, if `fault` is a text: then there is nothing to go on with.
         """
@@ -852,25 +863,42 @@ class Run:
         for name, value in metrics.items():
             if value is not None:
                 print(f"{name:>20} {value:9.4f}   {GOOD.get(name, '')}")
-        then = f"But it is {fault}: try a lower --lr, or more --steps" if fault else f"Next: {then}"
+        then = f"But it is {fault}: try a lower --lr, or more --steps" if fault else f"Next: {command(*then)}"
         print(f"saved to {self.path.parent}. {then}")
         if RANK == 0:
             write_records(self.path.with_name("metrics.jsonl"), [*self.metrics, {"final": True, **metrics}])
             self.path.unlink(missing_ok=True)
 
 
+def command(*words):
+    """A command that can be pasted, whatever folders are called."""
+    return shlex.join(["python", *map(str, words)])
+
+
 def run_script(main, parser):
     """Run `main(options)`. Bad input gives one sentence and exit status 2; Ctrl-C says how to go on."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            # By lines: a log file is written as the run goes on, and a kill loses none of it.
+            stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     args = parser.parse_args()
     try:
+        for name, value in vars(args).items():
+            if name != "prompt" and "" in (value if isinstance(value, list) else [value]):
+                raise BadInput(
+                    f"--{name} is empty, as of a variable that is not set; leave it out, or fill it"
+                )
         main(args)
     except BadInput as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    except BrokenPipeError:  # whoever read the output, as in `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        if isinstance(error, BrokenPipeError):  # whoever read the output, as in `| head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if "resume" not in args:
+                return
+        saved = Path(getattr(args, "out", None) or "", "resume.pt").exists()
+        how = "; the same command with --resume goes on from the last save" if saved else ""
+        parser.exit(130, f"\n{parser.prog}: stopped{how}\n")
     except OSError as error:  # a disk that is full, a folder that may not be written
         where = error.filename or "writing"
         parser.exit(2, f"{parser.prog}: {where}: {error.strerror}; what was saved before is untouched\n")
@@ -878,10 +906,6 @@ def run_script(main, parser):
         if "memory" not in str(error) and not isinstance(error, MemoryError):
             raise
         parser.exit(2, f"{parser.prog}: not enough memory; lower --batch-size or the sizes of the model\n")
-    except KeyboardInterrupt:
-        saved = Path(getattr(args, "out", None) or "", "resume.pt").exists()
-        how = "; the same command with --resume goes on from the last save" if saved else ""
-        parser.exit(130, f"\n{parser.prog}: stopped{how}\n")
 
 
 if __name__ == "__main__":

@@ -227,6 +227,9 @@ def main(args):
             return np.mean(reward), np.mean(kl)
 
         use_critic = args.advantage == "gae"
+        if not use_critic and args.batch_size % GROUP:
+            which = f"--batch-size {args.batch_size} with --advantage {args.advantage}"
+            raise BadInput(f"{which}: answers come in groups of {GROUP}; give a multiple of {GROUP}")
         models = [policy, critic] if use_critic else [policy]
         if args.compile:
             for model in models:
@@ -304,11 +307,10 @@ def main(args):
         reward, kl = evaluate()
         save_model(policy, tokenizer, args.out, beta=args.beta)
         explained = float(metrics["explained_variance"]) if use_critic else None
-        look = f'--init {args.out} --prompt "…"' if args.data else f"--compare {args.init} {args.out}"
+        look = ["--init", args.out, "--prompt", "…"] if args.data else ["--compare", args.init, args.out]
         before = next(line["objective"] for line in run.metrics if "objective" in line)  # of the reference
         fault = reward - args.beta * kl < before and "no better than the model that it started from"
-        then = f"python sample.py {look}"
-        run.finish(then, fault, reward=reward, kl=kl, explained_variance=explained)
+        run.finish(["sample.py", *look], fault, reward=reward, kl=kl, explained_variance=explained)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ def load_files(args, rng):
     for path in args.data:
         if {".json", ".jsonl"} & {*Path(path).suffixes}:
             raise BadInput(f"{path}: JSON, of which the model would learn the brackets; give plain text")
+        if not args.init and Path(path).is_fifo():  # once for the vocabulary, once to learn from
+            raise BadInput(f"{path}: a pipe, and it would be read twice; write it to a file, and give that")
     if args.init:
         tokenizer = Tokenizer.load(args.init)
     else:  # the first sixteen million characters tell enough about which words are frequent
@@ -168,7 +170,7 @@ def main(args):
 
         run.show(args.steps, model, tokenizer, shown, temperature)
         save_model(model, tokenizer, args.out)
-        then = f"python sample.py --init {args.out} " + ('--prompt "…"' if args.data else "--ask")
+        then = ["sample.py", "--init", args.out, *(["--prompt", "…"] if args.data else ["--ask"])]
         ratio = val_loss / entropy if entropy else None
         fault = val_loss >= math.log(model.config.vocab_size) and "no better than guessing"
         figures = {"val_loss": val_loss, "entropy": entropy, "ratio": ratio, "bits_per_byte": bits_per_byte}

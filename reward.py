@@ -130,8 +130,8 @@ def main(args):
         for certainty, right, n in calibration(margin):
             print(f"{certainty:8.0%}{right:18.0%}{n:8}")
         accuracy, loss = metrics["val_accuracy"], metrics["val_loss"]
-        then = f"python ppo.py --init {args.init} --reward {args.out}"
-        then += f" --data {args.data}" if args.data else ""
+        then = ["ppo.py", "--init", args.init, "--reward", args.out]
+        then += ["--data", args.data] if args.data else []
         fault = loss >= math.log(2) and "no better than guessing"
         run.finish(then, fault, val_accuracy=accuracy, best_accuracy=best, val_loss=loss)
 

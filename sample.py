@@ -36,8 +36,8 @@ import torch
 from data import ASKED, BEST, COMPARED, HELD_OUT, KINDS, LABELLED, MAX_ANSWER_TOKENS, BadInput, Tokenizer
 from data import ask_volunteers, documents, judge, kind_of, locked, printable, read_preferences
 from data import write_files, write_records
-from model import RANK, bar, generate, load_model, make_parser, number, refuse, run_script, sample_texts
-from model import seeded, set_up, token_log_probs
+from model import RANK, bar, command, generate, load_model, make_parser, number, refuse, run_script
+from model import sample_texts, seeded, set_up, token_log_probs
 
 ENOUGH = 32  # choices to learn from: one batch of dpo.py
 ESCAPED = {"n": "\n", "\\": "\\"}
@@ -220,13 +220,13 @@ def ask(args, device):
             write_records(path, records)
     print(f"{path}: {len(records)} choices; the other pairs of answers were the same. One of them:")
     print(printable("{prompt}\n    chosen:  {chosen}\n    rejected:{rejected}".format(**records[0])))
-    print(f"Next: python dpo.py --init {init}")
+    print(f"Next: {command('dpo.py', '--init', init)}")
 
 
 def ask_user(question):
     """A line from the user, or None at the end of the input."""
     print(question, end="", flush=True)
-    line = sys.stdin.readline()
+    line = sys.stdin.readline() if sys.stdin else ""  # none at all, as by <&-
     return line.rstrip("\r\n") if line else None
 
 
@@ -278,7 +278,8 @@ def label(args, device):
     then = f"{ENOUGH - n} more are needed to learn from them" if n < ENOUGH else "Learn from them:"
     print(f"{n} choices in {path}. {then}")
     if n >= ENOUGH:
-        print(f"    python dpo.py --init {init} --data {path} --beta 0.1 --steps 30 --out runs/mine")
+        how = ["--init", init, "--data", path, "--beta", 0.1, "--steps", 30, "--out", "runs/mine"]
+        print(f"    {command('dpo.py', *how)}")
 
 
 def print_words(model, reference, tokenizer, tokens, mask):
@@ -315,6 +316,9 @@ def talk(args, device):
             how |= {"max_new_tokens": args.max_new_tokens, "eos": tokenizer.eos, "generator": generator}
             tokens, mask, _ = generate(model, [ids], **how)
             print(printable(prompt + tokenizer.decode(tokens[mask])))
+            if tokens[0, -1] != tokenizer.eos and mask.sum() < args.max_new_tokens:
+                context = f"its context of {model.config.n_positions} tokens is full"
+                print(f"(--max-new-tokens {args.max_new_tokens}: {context})", file=sys.stderr)
             if args.words:
                 print_words(model, reference, tokenizer, tokens, mask)
         except BadInput as error:

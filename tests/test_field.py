@@ -1,11 +1,14 @@
 """Faults from the field, each with an input of its own: other people's models, data and programs, consoles of
 every kind, a machine without a compiler, and the kernels of GPUs. More of them: REFUSED in test_runs.py."""
 
+import errno
 import io
 import json
 import math
+import os
 import random
 import re
+import shlex
 import string
 import sys
 from pathlib import Path
@@ -16,13 +19,14 @@ import torch
 import torchgen
 import transformers
 import yaml
-from conftest import MODULES, SCRIPTS, call, copy, metrics, words
+from conftest import MODULES, SCRIPTS, call, copy, metrics, start, words
 from safetensors.torch import load_file, save_file, save_model
 from test_runs import two_processes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import data
 import model
 from data import EOS, BadInput, Tokenizer, printable, read_preferences, write_files, write_records
 from model import generate, load_model, seeded
@@ -288,6 +292,133 @@ def test_a_prompt_loses_the_carriage_return_at_its_end(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("POST: hi.\r\n\r\n", newline=""))
     asked = [MODULES["sample"].ask_user("prompt> ") for _ in range(3)]
     assert asked == ["POST: hi.", "", None]
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is typed, and where it runs
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["pretrain", "--init", ""], ["dpo", "--data", ""], ["dpo", "--out", ""], ["sample", "--compare", ""]],
+)
+def test_a_variable_that_is_not_set_does_not_start_another_run(speak, command):
+    """As in --init "$BASE": it was trained from scratch."""
+    status, printed, said = speak(*command)
+    assert status == 2 and printed == "" and f".py: {command[1]} is empty" in said
+
+
+def test_a_standard_input_that_is_closed_is_an_end(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert MODULES["sample"].ask_user("prompt> ") is None
+
+
+def test_a_table_is_told_what_to_become(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1\x15\x04\x00")
+    with pytest.raises(
+        BadInput, match="train.parquet:1: not text; .* and a parquet table saved as JSON lines"
+    ):
+        read_preferences(tmp_path / "train.parquet")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_next_command_can_be_pasted_whatever_a_folder_is_called(home, speak, name):
+    out = f"runs/my {name}"
+    _, printed, _ = speak(name, "--out", out)
+    command = shlex.split(printed.rstrip("\n").rpartition("Next: ")[2])
+    assert out in command and MODULES[command[1][:-3]].parser.parse_args(command[2:])
+
+
+def test_lines_are_in_a_log_before_the_run_is_over(monkeypatch):
+    seen, log = [], io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    monkeypatch.setattr(sys, "stdout", log)
+    model.run_script(
+        lambda args: seen.append(print("one") or log.buffer.getvalue()), model.make_parser("x.py", "")
+    )
+    assert seen == [b"one\n"]
+
+
+def test_a_run_whose_reader_goes_away_says_that_it_stopped(home, tmp_path):
+    process = start("pretrain", "--out", tmp_path / "read")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 130 and process.stderr.read().endswith("pretrain.py: stopped\n")
+
+
+def test_where_nothing_can_be_locked_a_run_goes_on_and_says_so(home, tmp_path, monkeypatch, capsys):
+    """As on some network drives: the lock of a directory needs what it cannot have there."""
+
+    def flock(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(data.fcntl, "flock", flock)
+    call("dpo", "--out", tmp_path / "drive")
+    assert f"{tmp_path}/drive: cannot be locked (Bad file descriptor)" in capsys.readouterr().out
+
+
+def test_an_answer_that_fills_the_context_is_not_cut_in_silence(home, tmp_path, speak):
+    monotonous(tmp_path, 80, "Ġmy")
+    for n, full in ((30, False), (500, True)):
+        _, printed, said = speak("sample", "--init", tmp_path, "--prompt", "x", "--max-new-tokens", n)
+        assert printed.count(" my") == (199 if full else 30)
+        assert said.endswith("(--max-new-tokens 500: its context of 200 tokens is full)\n") == full
+
+
+@pytest.mark.parametrize("name, value", [("RANK", "1"), ("WORLD_SIZE", "2")])
+def test_a_number_of_processes_that_was_left_in_the_environment_is_named(home, name, value):
+    """RANK alone trained in silence and saved nothing."""
+    process = start("sample", "--init", "runs/pretrain", "--prompt", "x", env={name: value})
+    said = process.communicate()[1]
+    assert process.returncode == 2 and said.startswith("sample.py: RANK or WORLD_SIZE is set, and not by")
+
+
+def test_answers_in_groups_are_not_fewer_than_asked_for(home, speak):
+    status, _, said = speak("ppo", "--advantage", "grpo", "--batch-size", 10, "--out", "runs/groups")
+    assert status == 2 and said.endswith("answers come in groups of 4; give a multiple of 4\n")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Files that are not what they seem
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548105171\n"
+
+
+def test_what_a_clone_without_git_lfs_leaves_is_called_so(theirs):
+    """Of weights, and of preferences: .jsonl.gz is kept there, too."""
+    for name, read in ((WEIGHTS, lambda _: load_model(theirs)), ("train.jsonl.gz", read_preferences)):
+        (theirs / name).write_text(POINTER)
+        with pytest.raises(BadInput, match=f"{name}: only a pointer to the file.*git lfs pull"):
+            read(theirs / name)
+
+
+def test_a_tensor_that_is_missing_is_called_missing(theirs):
+    edit(
+        theirs / WEIGHTS, lambda found: {name: tensor for name, tensor in found.items() if "wpe" not in name}
+    )
+    with pytest.raises(BadInput, match="do not fit config.json: 'transformer.wpe.weight' is missing"):
+        load_model(theirs)
+
+
+def test_answers_that_say_their_prompt_again_are_counted(tmp_path, capsys):
+    rows = [
+        {"prompt": f"{i}:", "chosen": f"{i}: a", "rejected": f"{i * again}: b"}
+        for i in (1, 2)
+        for again in (1, 3)
+    ]
+    write_records(tmp_path / "again.jsonl", rows)
+    assert len(read_preferences(tmp_path / "again.jsonl")) == 4  # texts are taken as they are
+    said = "again.jsonl: 2 pairs have the prompt once more in both answers; it is read twice there\n"
+    assert capsys.readouterr().out.endswith(said)
+
+
+def test_a_pipe_that_would_be_read_twice_is_refused(home, speak, tmp_path):
+    """As in --data <(cat a b): the vocabulary had its text, and nothing was left to learn from."""
+    os.mkfifo(tmp_path / "pipe")
+    status, _, said = speak("pretrain", "--data", tmp_path / "pipe", "--out", "runs/piped")
+    assert status == 2 and said.endswith(
+        "pipe: a pipe, and it would be read twice; write it to a file, and give that\n"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------
