@@ -21,8 +21,9 @@ NAT = 1.0  # the KL at which policies are compared
 SHOWN = (  # in the README
     "DPO is at least as good",
     "RLHF multiplies hidden wrong words",
-    "With its reward mended RLHF is level",
-    "Where nothing need be compared they are level",
+    "RLHF is level with the ideal policy for its reward",
+    "Its reward mended, RLHF is ahead of DPO",
+    "Where nothing need be compared RLHF is ahead",
     "DPO carries over better to letters",
 )
 
@@ -123,6 +124,7 @@ def rows(results, seeds=SEEDS):
     dpo, rlhf, posts, letter = "dpo beta=0.5", "ppo beta=0.4", ("pretrain", "POST"), "LETTER temperature 1"
     ways = ("dpo", "ppo", "judge", "mended", "taste dpo", "taste ppo")
     share = {way: at_kl(results, sweep(results, way), NAT, seeds=seeds) for way in ways}
+    ideal = get("law", "all", "0")
     ratio = get("pretrain", "val_loss") / get("pretrain", "entropy")
     greedy = sum(get(*posts, "temperature 0", "kinds", kind) for kind in ("repeats", "lucky"))
     cold = get(*posts, "temperature 0", "score")
@@ -146,13 +148,13 @@ def rows(results, seeds=SEEDS):
          "a > b", share["dpo"], share["ppo"]],
         ["asked", "RLHF multiplies hidden wrong words", said(wrong(rlhf)), said(wrong(dpo)),
          f"of its answers; pretrained {said(before)}", "a > b", wrong(rlhf), before],
-        ["asked", "With its reward mended RLHF is level", said(share["mended"]), said(share["dpo"]), at,
-         "level", share["mended"], share["dpo"]],
-        ["asked", "… and ahead of itself before", said(share["mended"]), "",
-         f"{at}; before {said(share['ppo'])}", "a > b", share["mended"], share["ppo"]],
-        ["asked", "Where nothing need be compared they are level", said(share["taste ppo"]),
-         said(share["taste dpo"]), f"{at}, by another taste",
-         "level", share["taste ppo"], share["taste dpo"]],
+        ["asked", "RLHF is level with the ideal policy for its reward", said(share["ppo"]), "",
+         f"{at}; ideal {said(ideal)}", "level", share["ppo"], ideal],
+        ["asked", "Its reward mended, RLHF is ahead of DPO", said(share["mended"]), said(share["dpo"]),
+         f"{at}; predicted: level", "a > b", share["mended"], share["dpo"]],
+        ["asked", "Where nothing need be compared RLHF is ahead", said(share["taste ppo"]),
+         said(share["taste dpo"]), f"{at}, by another taste; predicted: level",
+         "a > b", share["taste ppo"], share["taste dpo"]],
         ["asked", "PPO on the true reward is ahead of DPO", said(share["judge"]), said(share["dpo"]),
          f"{at}; RLHF asks the judge", "a > b", share["judge"], share["dpo"]],
         ["asked", "DPO carries over better to letters", said(letters[rlhf]), said(letters[dpo]),
@@ -187,10 +189,10 @@ def markdown(results, seeds=SEEDS):
 def readme(results, seeds=SEEDS):
     """Those of its rows that stand in the README."""
     table = rows(results, seeds)
-    lines = ["| claim | holds? | RLHF | DPO | |", "| --- " * 5 + "|"]
+    lines = ["| claim | holds? | RLHF | DPO |", "| --- " * 4 + "|"]
     for (_, claim, rlhf, dpo, what, *_), (*_, word) in zip(table, verdicts(table)):
         if claim in SHOWN:
-            lines.append(f"| {claim} | {word} | {rlhf} | {dpo} | {what} |")
+            lines.append(f"| {claim} ({what}) | {word} | {rlhf} | {dpo} |")
     return "\n".join(lines)
 
 
