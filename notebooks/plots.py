@@ -223,7 +223,9 @@ def attention_picture(weights, words, targets, title):
     axis.grid(False)
     axis.set(title=title, xlabel="token of the post")
     fig.colorbar(image, label="share of attention")
-    most = [f"{target}: most on{words[int(row.argmax())]!r}" for target, row in zip(targets, weights)]
+    most = [
+        f"{target}: most on {words[int(row.argmax())].strip()!r}" for target, row in zip(targets, weights)
+    ]
     show_figure(f"A heat map, a row for each head, a column for each token of the post. {'; '.join(most)}.")
 
 
