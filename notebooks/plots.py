@@ -223,7 +223,9 @@ def attention_picture(weights, words, targets, title):
     axis.grid(False)
     axis.set(title=title, xlabel="token of the post")
     fig.colorbar(image, label="share of attention")
-    most = [f"{target}: most on{words[int(row.argmax())]!r}" for target, row in zip(targets, weights)]
+    most = [
+        f"{target}: most on {words[int(row.argmax())].strip()!r}" for target, row in zip(targets, weights)
+    ]
     show_figure(f"A heat map, a row for each head, a column for each token of the post. {'; '.join(most)}.")
 
 
@@ -455,7 +457,7 @@ def theorem_picture(reference, ideal, found, reward, implicit):
     ends = np.array([min(reward) - 0.1, max(reward) + 0.1])
     right.plot(ends, ends + constant, color="black", linestyle="--", label="slope 1")
     right.scatter(reward, implicit, color=BLUE, zorder=3, label="the five answers")
-    right.set(title="… and conceals the true reward", xlabel="true reward r")
+    right.set(title="… and with it the true reward", xlabel="true reward r")
     right.set_ylabel("implicit reward β log(π / π_ref)")
     for axis in (left, right):  # below, where they cover nothing
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1)
@@ -509,7 +511,7 @@ def few_picture(frontier, all_pairs, few, beta):
         axis.plot(*zip(*map(figures, answers)), style, color=color, label=f"forty pairs, β = {b}: on the way")
     axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     axis.set(
-        title="Forty pairs, seen too often: with a tiny β worse in the end than before",
+        title="Forty pairs, seen too often: farther away, and no better",
         ylabel="judge's score (4 is perfect)",
     )
     axis.set(xlabel="KL from the reference (nats per answer, square-root axis)", xlim=(0, farthest * 1.1))
