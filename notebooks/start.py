@@ -25,6 +25,7 @@ SHORT = {
 import data  # noqa: E402
 import model  # noqa: E402
 import plots  # noqa: E402
+import world  # noqa: E402
 
 # The post that the pages come back to.
 POST = "POST: It rained all day. My captain Hugo lost my kite underwater. I had soup for lunch.\nTL;DR:"
@@ -49,6 +50,15 @@ def need(name, script=None, *options):
     if name == "pretrain" and not (out / "preferences.jsonl").exists():
         run("sample", "--ask", quiet=True)
     return plots.read_metrics(out)
+
+
+def move(text, where):
+    """Go to a folder of the scripts where another world stands, and import the scripts from there."""
+    world.make(text, where)
+    os.chdir(where)
+    sys.path.insert(0, os.getcwd())
+    for script in HERE.parent.glob("*.py"):
+        sys.modules.pop(script.stem, None)
 
 
 def load(name, network=model.GPT):
