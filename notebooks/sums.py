@@ -10,7 +10,7 @@ write the running totals down before they say what comes out:
     python notebooks/world.py notebooks/sums.py runs/sums
 
 makes a folder of the scripts with this world in it, and says how to go on. For a task of your own copy this
-file and write the seven names anew. The scripts ask for nothing else.
+file and write `documents`, `judge`, `kind_of` and the first three constants anew. The scripts use no others.
 """
 
 import math

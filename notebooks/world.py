@@ -20,7 +20,15 @@ def make(world, where):
     Path(where, "data.py").write_text(f"{text[:begin]}{world}\n\n{text[end:]}", encoding="utf-8")
 
 
+def main():
+    world, where = (Path(word) for word in (*sys.argv[1:], "", "")[:2])
+    if len(sys.argv) != 3 or not world.is_file() or where.resolve() == ROOT:
+        sys.exit(
+            "python notebooks/world.py WORLD FOLDER: a file such as notebooks/sums.py, and another folder"
+        )
+    make(world.read_text(encoding="utf-8"), where)
+    print(f"Next: cd {where} && python data.py && python pretrain.py")
+
+
 if __name__ == "__main__":
-    world, where = sys.argv[1:]
-    make(Path(world).read_text(encoding="utf-8"), where)
-    print(f"Next: cd {where} && python data.py && python pretrain.py && python sample.py --ask")
+    main()

@@ -103,6 +103,15 @@ def test_a_folder_has_the_world_in_place_of_section_1_alone(tmp_path):
     assert all((tmp_path / name).read_bytes() == (ROOT / name).read_bytes() for name in others)
 
 
+@pytest.mark.parametrize("words", [[], ["sums.py"], ["no such file", "x"], [world.__file__, str(ROOT)]])
+def test_bad_input_gets_one_sentence_and_changes_nothing(words, monkeypatch):
+    before = (ROOT / "data.py").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["world.py", *words])
+    with pytest.raises(SystemExit, match="WORLD FOLDER"):
+        world.main()
+    assert (ROOT / "data.py").read_bytes() == before
+
+
 def test_checked_has_the_scripts_of_that_folder(checked):
     assert checked.ppo.judge(PROMPT, " 12 18 27") == 1  # and not the taste of those who sum posts up
     assert "Sum: " in checked.prompts_of(1)[0][0]
