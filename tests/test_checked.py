@@ -22,15 +22,16 @@ PROMPT = "Sum: 8+4+6+9="
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
     """`checked.py`, which goes to a folder of its own and imports the scripts there; after it all is back."""
-    modules, path, here = {**sys.modules}, [*sys.path], os.getcwd()
-    for name in ("start", "answers"):
-        sys.modules.pop(name, None)
+    path, here = [*sys.path], os.getcwd()
+    ours = {file.stem for folder in (ROOT, ROOT / "notebooks") for file in folder.glob("*.py")}
+    modules = {name: sys.modules.pop(name) for name in ours & sys.modules.keys()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUICK", str(tmp_path_factory.mktemp("checked")))
         import checked
 
         yield checked
-    sys.modules.clear()
+    for name in ours:
+        sys.modules.pop(name, None)
     sys.modules.update(modules)
     sys.path[:] = path
     os.chdir(here)
