@@ -2,7 +2,7 @@
 
     python notebooks/checked.py
 
-writes `checked.json`, a result at a time, in twenty minutes on one core; what stands there is not made again.
+writes `checked.json`, a result at a time, in ten minutes on one core; what stands there is not made again.
 """
 
 import json
