@@ -51,7 +51,7 @@ ANSWERS = {  # a number or several, or what they must satisfy
     "roads 2": lambda: (1 / (1 + math.exp(-4)) + 1 / (1 + math.exp(1))) / 2,
     "checked 3": lambda: (7 / 8) / math.sqrt(((7 / 8) ** 2 + 7 * (1 / 8) ** 2) / 7),
     "checked 4": lambda: 0.6**4 + 0.4**4,
-    "checked 6": lambda: lambda both: both[0] > 0.9 and both[1] > 0.2,  # share of guesses, pass@1
+    "checked 6": lambda: lambda both: both[0] > 0.9 and both[1] > 0.4,  # share of guesses, pass@1
 }
 
 
