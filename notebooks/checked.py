@@ -239,6 +239,10 @@ def main():
         for name in ("form", "coin"):
             learn(f"{name} {seed}", lambda: grpo(f"{name} {seed}", name, seed=seed), seed=seed)
 
+    for seed in (2, 3):  # seed 1 is on the page
+        way = lambda: grpo(f"loose 120 β0 {seed}", "loose", 0, seed, ["--steps", 120])
+        learn(f"loose 120 β0 {seed}", way, seed=seed)
+
     # One seed: three times as long, at other temperatures, and with what others changed.
     for name, reward in (("grpo 120 1", "judge"), ("loose 120 1", "loose")):
         learn(name, lambda: grpo(name, reward, options=["--steps", 120]))
