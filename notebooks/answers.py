@@ -1,6 +1,7 @@
 """The answers to the exercises, so that they do not stand beside the questions: numbers, and functions."""
 
 import math
+import re
 from unittest.mock import patch
 
 import numpy as np
@@ -62,6 +63,9 @@ ANSWERS = {  # a number or several, or what they must satisfy
     "roads 2": lambda: (ideal([0.5, 0.5], [0.02, 0], 0.4)[0], ideal([0.5, 0.5], [0.5, 0], 0.4)[0]),
     "roads 3": lambda: lambda found: found[1] > found[2],  # hidden wrong words: its own, the blind judge's
     "roads 4": lambda: keeps_most_without_things,
+    "checked 3": lambda: (7 / 8) / math.sqrt(((7 / 8) ** 2 + 7 * (1 / 8) ** 2) / 7),
+    "checked 4": lambda: 0.6**4 + 0.4**4,
+    "checked 6": lambda: lambda both: both[0] > 0.9 and both[1] > 0.4,  # share of guesses, pass@1
 }
 
 
@@ -233,3 +237,42 @@ def grade_sampler(yours):
 def check_function(name, yours):
     """Say whether a function is right, and its gradient, on random numbers."""
     print(f"{name}: {grade(name, yours)}")
+
+
+def advantages_of_groups(rewards):
+    return ppo.group_advantages(rewards.flatten(), "grpo").view_as(rewards)
+
+
+def pass_at_k(n, c, k):
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def checker(prompt, response):
+    total = str(sum(map(int, re.findall(r"\d", prompt))))
+    return re.findall(r"-?\d+", response)[-1:] == [total] and "or" not in response.split()
+
+
+SAID = "27; 25; 12 18 27; 25 or 27; 27 or 28; The sum is 27.; = 27; 12 18 27 or 26; 127; 12 27 18; 2 7; -27"
+VALUES = {  # functions that give numbers, and what each is tried on
+    "group_advantages": (
+        advantages_of_groups,
+        [(torch.eye(4)[:3] * 2,), (torch.ones(2, 4),), (torch.randn(5, 4, generator=ppo.seeded("trial")),)],
+    ),
+    "pass_at_k": (pass_at_k, [(6, 2, 3), (8, 0, 4), (8, 5, 4), (32, 3, 8), (16, 16, 1)]),
+    "checker": (
+        checker,
+        [("Sum: 8+4+6+9=", f" {said}") for said in SAID.split("; ")] + [("Sum: 1+0+0+1=", " 2")],
+    ),
+}
+
+
+def check_values(name, yours):
+    """Compare a function that gives numbers with the right one, on what it is tried on."""
+    right, trials = VALUES[name]
+    for arguments in trials:
+        mine, truth = yours(*arguments), right(*arguments)
+        if mine is None:
+            return print(f"{name}: not written yet")
+        if np.shape(mine) != np.shape(truth) or not np.allclose(mine, truth, atol=1e-4):
+            return print(f"{name}: not yet; of {arguments} it makes {mine}, and should make {truth}")
+    print(f"{name}: right")

@@ -26,6 +26,7 @@ SHORT = {
 import data  # noqa: E402
 import model  # noqa: E402
 import plots  # noqa: E402
+import world  # noqa: E402
 
 # The post that the pages come back to.
 POST = "POST: It rained all day. My captain Hugo lost my kite underwater. I had soup for lunch.\nTL;DR:"
@@ -66,6 +67,15 @@ def watch(name):
         if figure not in ("final", "seconds") and value is not None:
             print(f"{figure:>20} {value:9.4f}   {model.GOOD.get(figure, '')}")
     return log, final
+
+
+def move(text, where):
+    """Go to a folder of the scripts where another world stands, and import the scripts from there."""
+    world.make(text, where)
+    os.chdir(where)
+    sys.path.insert(0, os.getcwd())
+    for script in HERE.parent.glob("*.py"):
+        sys.modules.pop(script.stem, None)
 
 
 def load(name, network=model.GPT):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -10,6 +9,9 @@ import pytest
 from conftest import ROOT, SCRIPTS
 
 from data import GREETERS, KINDS, WORDS
+
+sys.path.append(str(ROOT / "notebooks"))
+import world  # noqa: E402
 
 SUMS = '''
 KINDS = ("sum", "difference")
@@ -50,13 +52,7 @@ def kind_of(prompt, response):
 def elsewhere(tmp_path_factory):
     """A folder with the scripts, in which sums stand where the world stood."""
     where = tmp_path_factory.mktemp("sums")
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, where)
-    text = (ROOT / "data.py").read_text(encoding="utf-8")
-    rule = f"# {'-' * 100}\n"
-    before, world, after = (text.index(f"{rule}{part}") for part in ("# 1. ", "# 2. ", "# 3. "))
-    assert before < world < after
-    (where / "data.py").write_text(text[:before] + SUMS + text[world:], encoding="utf-8")
+    world.make(SUMS, where)
     return where
 
 

@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 
 import claims  # noqa: E402
 
-NAMES = ["01_pretraining", "02_rlhf", "03_dpo", "04_rlhf_vs_dpo", "05_where_they_part"]
+NAMES = ["01_pretraining", "02_rlhf", "03_dpo", "04_rlhf_vs_dpo", "05_where_they_part", "06_checked_rewards"]
 
 
 @pytest.fixture(scope="module")
