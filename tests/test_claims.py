@@ -249,3 +249,26 @@ def test_every_figure_of_the_claims_by_other_code():
         assert said == [f"{statistics.mean(x):{form}} ± {error(x):{form}}" for x, form in figures], line
         p = float(re.search(r"([\d.]+) \([\d.]+\) \|", line)[1])
         assert p == pytest.approx(p_of(differences, "| level" in line), abs=1e-4), line
+
+
+def test_the_figures_of_the_readme_s_story_are_those_of_the_results():
+    """The proof, the law and the dose, by other code than `claims.py`."""
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    mean = lambda values: f"{statistics.mean(values):.1%}"
+    learned, rlhf = figure("law", "all", "0"), at_one_nat("ppo", (0.4, 0.8, 1.6))
+    assert f"has {mean(learned)} of the optimal gain at 1 nat, and PPO {mean(rlhf)}." in readme
+    assert f"PPO has {mean(at_one_nat('mended', (0.4, 1.2)))}." in readme
+    quarter, half, one, two = (mean(figure("law", "all", m)) for m in ("0.25", "0.5", "1", "2"))
+    assert f"has {quarter}, with a half {half}, with one {one}; a second adds nothing" in readme
+    assert abs(float(two[:-1]) - float(one[:-1])) < 0.3
+    right = lambda key: figure("dose 24000", "faults", "POST", f"another {key}", "right")
+    assert "all five seeds see names and three see things" in readme
+    assert min(right("name")) > 0.95 and sum(x > 0.95 for x in right("thing")) == 3
+    dose, law = RESULTS["23 dose 24000"], RESULTS["23 law +24000"]["share"]
+    short = [RESULTS[f"23 dose {n}"]["faults"]["POST"]["short"]["margin"] for n in (0, 24000)]
+    assert dose["ideal"]["share"] < RESULTS["23 dose 0"]["ideal"]["share"] + 0.001 < law - 0.05
+    assert short[1] < short[0] / 2
+    older = json.loads(cost.RESULTS.read_text())
+    times = [older[f"{s} cost rlhf"]["seconds"] / older[f"{s} cost dpo"]["seconds"] for s in range(11, 16)]
+    error = statistics.stdev(times) / math.sqrt(5)
+    assert f"{statistics.mean(times):.1f} ± {error:.1f} times when each side was free" in readme
