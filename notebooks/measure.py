@@ -190,8 +190,8 @@ class Reference:
         """The best of n answers of the reference by `values`, one array for each post."""
         return self.figures([best_of_n(p, x, n) for p, x in zip(self.p, values)])
 
-    def measure(self, directory, temperature=1.0):
-        """All figures of a checkpoint."""
+    def measure(self, directory, temperature=1.0, kinds=True):
+        """All figures of a checkpoint; kinds of answers, which take longest, only if asked for."""
         model, rows = load_model(directory), []
         for i, post in enumerate(self.posts):
             answers, log_p, log_p_ref = list_answers(
@@ -204,7 +204,8 @@ class Reference:
             rows.append([p @ scores, p @ (log_p - log_p_ref), wins, p @ words, np.exp(log_p).sum()])
         score, kl, wins, words, mass = np.mean(rows, axis=0)
         figures = {"score": score, "kl": kl, "share": self.share(score, kl), "win_rate": wins, "words": words}
-        return figures | {"mass": mass, "kinds": self.sampled_kinds(model, temperature)}
+        figures |= {"mass": mass}
+        return figures | {"kinds": self.sampled_kinds(model, temperature)} if kinds else figures
 
     def sampled_kinds(self, model, temperature, n=64):
         """The share of each kind among n sampled answers to each post: rare ones count, too."""
