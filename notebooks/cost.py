@@ -3,7 +3,8 @@
     python notebooks/cost.py       # an hour; nothing else should run beside it, as it is timed on both cores
 
 Each side may choose freely: how many pairs, how many passes, rates, β, iterations, RLOO, and when to stop.
-Twelve schedules a side are tried on seed 0, and the cheapest of each is run on the seeds that are reported.
+Twelve schedules a side were tried on seed 0, with an earlier pretraining and PyTorch's own Muon; the cheapest
+of each is run on the seeds that are reported.
 While a policy learns, copies of it are put aside. They are measured afterwards, and the time at which the
 score was reached is read off between two of them. Seconds are those in `main`, without Python's own start.
 """
@@ -22,13 +23,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from claims import COST as RESULTS
 from experiments import SEEDS
 from measure import HERE, RUNS, Reference, ask, dpo, home_of, ppo, pretrained, reward, rounded
 
 from data import read_preferences, write_files
 from model import Run, load_model, save_model
 
-RESULTS = HERE / "cost.json"
 SCHEDULES = {
     "dpo": [  # pairs asked about, passes, rate over the default one, β
         (500, 4, 1, 0.5), (1000, 2, 1, 0.5), (1000, 4, 1, 0.5), (1000, 2, 2, 0.5), (1500, 2, 1, 0.5),

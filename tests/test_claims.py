@@ -149,7 +149,7 @@ def test_every_experiment_says_what_was_predicted():
     assert all(jobs.__doc__.startswith("Predicted: ") for jobs in experiments.EXPERIMENTS)
 
 
-RESULTS = json.loads(claims.RESULTS.read_text())
+RESULTS = claims.load()
 
 
 def test_the_committed_results_are_those_of_the_code():
@@ -223,6 +223,8 @@ def test_every_figure_of_the_claims_by_other_code():
     wrong_before = figure(*of_posts, "temperature 1", "kinds", "wrong, hidden")
     lost = {way: at_one_nat(way, betas[way], key=lost_by) for way in ("dpo", "ppo")}
     ideal = figure("law", "all", "0")
+    times = {way: figure(f"cost {way}", "seconds") for way in ("rlhf", "dpo")}
+    ratio_of_times = [a / b for a, b in zip(times["rlhf"], times["dpo"])]
     letters = {name: figure(f"{name} LETTER temperature 1", "share") for name in score}
     one = lambda way: (at_one[way], ".1%")
     expected = [  # the figures in the order of a row, each with its form, and the differences that are tested
@@ -238,6 +240,7 @@ def test_every_figure_of_the_claims_by_other_code():
         ([one("mended"), one("dpo")], minus(at_one["mended"], at_one["dpo"])),
         ([one("taste ppo"), one("taste dpo")], minus(at_one["taste ppo"], at_one["taste dpo"])),
         ([one("judge"), one("dpo")], minus(at_one["judge"], at_one["dpo"])),
+        ([(times["rlhf"], ".1f"), (times["dpo"], ".1f")], [math.log(x) for x in ratio_of_times]),
         ([(letters[rlhf], ".1%"), (letters[dpo], ".1%")], minus(letters[dpo], letters[rlhf])),
         ([(lost["ppo"], ".1%"), (lost["dpo"], ".1%")], minus(lost["ppo"], lost["dpo"])),
     ]
@@ -268,7 +271,6 @@ def test_the_figures_of_the_readme_s_story_are_those_of_the_results():
     short = [RESULTS[f"23 dose {n}"]["faults"]["POST"]["short"]["margin"] for n in (0, 24000)]
     assert dose["ideal"]["share"] < RESULTS["23 dose 0"]["ideal"]["share"] + 0.001 < law - 0.05
     assert short[1] < short[0] / 2
-    older = json.loads(cost.RESULTS.read_text())
-    times = [older[f"{s} cost rlhf"]["seconds"] / older[f"{s} cost dpo"]["seconds"] for s in range(11, 16)]
+    times = [a / b for a, b in zip(figure("cost rlhf", "seconds"), figure("cost dpo", "seconds"))]
     error = statistics.stdev(times) / math.sqrt(5)
-    assert f"{statistics.mean(times):.1f} ± {error:.1f} times when each side was free" in readme
+    assert f"{statistics.mean(times):.2f} ± {error:.2f} times when each side is free" in readme
