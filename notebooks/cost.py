@@ -1,6 +1,6 @@
 """What it costs to reach 90% of the gain that is optimal at 1 nat: seconds, operations, memory.
 
-    python notebooks/cost.py       # an hour; nothing else should run beside it, as it is timed on both cores
+    python notebooks/cost.py       # ten minutes; nothing else should run beside it: it is timed on both cores
 
 Each side may choose freely: how many pairs, how many passes, rates, β, iterations, RLOO, and when to stop.
 Twelve schedules a side were tried on seed 0, with an earlier pretraining and PyTorch's own Muon; the cheapest
