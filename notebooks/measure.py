@@ -25,7 +25,7 @@ import pretrain  # noqa: E402
 import reward  # noqa: E402
 import sample  # noqa: E402
 from data import MAX_ANSWER_TOKENS, Tokenizer, documents, judge, kind_of, pad_rows  # noqa: E402
-from model import Cache, final_scores, load_model, sample_texts, token_log_probs  # noqa: E402
+from model import Cache, final_scores, load_model, sample_texts  # noqa: E402
 from plots import KINDS  # noqa: E402
 
 SCRIPTS = {"pretrain": pretrain, "dpo": dpo, "reward": reward, "ppo": ppo}
@@ -186,10 +186,6 @@ class Reference:
         score, kl = self.mean(weights, self.scores), self.kl(weights)
         return {"score": score, "kl": kl, "share": self.share(score, kl), "kinds": self.kinds(weights)}
 
-    def best_of(self, values, n):
-        """The best of n answers of the reference by `values`, one array for each post."""
-        return self.figures([best_of_n(p, x, n) for p, x in zip(self.p, values)])
-
     def measure(self, directory, temperature=1.0, kinds=True):
         """All figures of a checkpoint; kinds of answers, which take longest, only if asked for."""
         model, rows = load_model(directory), []
@@ -228,12 +224,6 @@ class Reference:
         """A reward model's score of each listed answer."""
         model = load_model(directory, network=None)
         return self.valued(lambda *answers: final_scores(model, *answers))
-
-    def implicit(self, directory):
-        """A language model's implicit reward of each listed answer."""
-        model = load_model(directory)
-        log_p = lambda network, *answers: token_log_probs(network, *answers).sum(1)
-        return self.valued(lambda *x: model.beta * (log_p(model, *x) - log_p(self.model, *x)))
 
 
 def best_of_n(p, values, n):

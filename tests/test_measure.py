@@ -160,6 +160,33 @@ def test_minimal_pairs_differ_in_one_hidden_word(tmp_path, monkeypatch):
     assert sum(judge(r["prompt"], r["chosen"]) == 4 for r in records) > 80  # σ(2) = 0.88 of the volunteers
 
 
+def test_pairs_are_chosen_anew_by_another_taste(tmp_path, monkeypatch):
+    """By one that always likes the longer answer."""
+    before = [{"prompt": "P", "chosen": f" {'a' * (i % 3 + 1)}", "rejected": " bb b"} for i in range(12)]
+    monkeypatch.setattr(experiments, "own_records", lambda seed: before)
+    monkeypatch.setattr(experiments, "RUNS", tmp_path)
+    (tmp_path / "5").mkdir()
+    after = data.read_preferences(experiments.relabelled(5, "longer", lambda _, answer: 1000 * len(answer)))
+    assert [record["chosen"] for record in after] == [" bb b"] * 12
+    assert data.judge is judge  # the world's taste is back
+
+
+def test_kinds_are_shares_of_sampled_answers(monkeypatch):
+    """Three answers in four are full, one has another thing, to each of two posts."""
+    posts = [document.prompt for document in documents(2, seed=1, kind="POST")]
+    here = reference_of(np.array([0.5, 0.5]), np.array([0.0, 1.0]))
+    here.posts, here.tokenizer = posts, None
+
+    def sampled(model, tokenizer, asked, seed, temperature):
+        assert asked == [posts[0]] * 4 + [posts[1]] * 4 and temperature == 0.5
+        both = [plots.spoiled(post) for post in posts]
+        return [text for full, faulty in both for text in [full] * 3 + [faulty["another thing"]]]
+
+    monkeypatch.setattr(measure, "sample_texts", sampled)
+    found = here.sampled_kinds(None, 0.5, n=4)
+    assert found == dict.fromkeys(plots.KINDS, 0) | {"full": 0.75, "wrong, hidden": 0.25}
+
+
 def test_a_mended_reward_takes_points_for_hidden_words(monkeypatch):
     """Two points for each, beside what the reward said."""
     post = documents(1, seed=1, kind="POST")[0].prompt
