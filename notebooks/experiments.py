@@ -10,22 +10,27 @@ gain that is optimal at the same KL, by listing answers (`measure.py`).
 """
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import random
+import re
+import shutil
 import sys
 import time
 from unittest.mock import patch
 
+import measure
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import HERE, RUNS, Reference, dpo, home_of, ppo, pretrained, rounded, train
+from measure import HERE, RUNS, Reference, ask, best_of_n, dpo, home_of, ppo, pretrained, rounded, train
 
 import data
 import plots
 from data import DISHES, FACTS, GREETERS, KINDS, WORDS, Tokenizer, ask_volunteers, documents, encode_pairs
-from data import facts, judge, read_preferences, stated, write_files, write_records
+from data import facts, judge, kind_of, read_preferences, stated, write_document, write_files, write_records
 from model import GPT, ScalarGPT, answer_states, final_scores, load_model, token_log_probs
 
 RESULTS = HERE / "experiments.json"
@@ -34,6 +39,10 @@ MORE = tuple(range(31, 41))  # for the main rows alone
 BETAS = {"dpo": (0.5, 1, 2), "ppo": (0.4, 0.8, 1.6), "judge": (0.6, 1.4), "mended": (0.4, 1.2)}
 DOSES = (0, 3000, 12000, 24000)  # pairs that differ in one hidden word, beside a seed's own
 AGAIN = {"dpo": (0.5, 1.2), "ppo": (0.4, 0.8), "mended": (0.4, 0.8)}
+SIZES = {"4x128": (4, 128), "4x256": (4, 256)}  # layers and width, where the default is 2 and 128
+LABELS = (250, 1000, 4000)  # pairs, each seen three times
+KLS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6)  # nats
+BEST_OF = (2, 4, 8, 16, 64, 256, 1024)
 LAW = (0, 0.125, 0.25, 0.5, 1, 1.5, 2, 3)  # points that are taken for each hidden word; the judge takes 2
 
 
@@ -66,18 +75,20 @@ def hidden(*keys):
 hidden_words = hidden(*FACTS)  # another name, verb, thing or place
 
 
-def faults(seed, values_of, kinds=KINDS[:1]):
+def faults(seed, values_of, kinds=KINDS[:1], say=str):
     """Of a full summary against one with a fault: how often its value is higher, the margin, the judge's.
 
-    On 400 texts of each kind. `values_of(tokens, mask, start)` are the values of answers, (B,).
+    On 400 texts of each kind. `values_of(tokens, mask, start)` are the values of answers, (B,), and `say`
+    puts the answers into other words.
     """
     tokenizer, found = Tokenizer.load(home_of(seed, "pretrain")), {}
     for kind in kinds:
-        posts = [d.prompt for d in documents(400, seed=[seed, 13], kind=kind)]
+        posts = [in_first(d.prompt) for d in documents(400, seed=[seed, 13], kind=kind)]
         both = [plots.spoiled(post, random.Random(i)) for i, post in enumerate(posts)]
         found[kind] = {}
         for fault in both[0][1]:
-            records = [{"prompt": p, "chosen": a, "rejected": b[fault]} for p, (a, b) in zip(posts, both)]
+            answers = [(say(a), say(b[fault])) for a, b in both]
+            records = [{"prompt": p, "chosen": a, "rejected": b} for p, (a, b) in zip(posts, answers)]
             pairs, margins = encode_pairs(tokenizer, records, 128)[0], []
             for i in range(0, len(pairs), 100):
                 with torch.no_grad():
@@ -94,6 +105,17 @@ def explicit(directory):
     """A reward model's score of answers."""
     model = load_model(directory, ScalarGPT)
     return lambda *answers: final_scores(model, *answers)
+
+
+def implicit(model, start, values=token_log_probs):
+    """What DPO's policy gives to answers, at the default β: β log(π / π_ref), or the same of other values."""
+    return lambda *answers: 0.5 * (values(model, *answers) - values(start, *answers)).sum(1)
+
+
+def rewards(seed, names=("reward", "dpo beta=0.5")):
+    """The reward model's scores and the implicit reward, as functions: {name: values_of}."""
+    model, start = (load_model(home_of(seed, name)) for name in (names[1], "pretrain"))
+    return {"explicit": explicit(home_of(seed, names[0])), "implicit": implicit(model, start)}
 
 
 def asks_for(seed, values_of, kinds=KINDS[:1]):
@@ -317,12 +339,9 @@ def form(seed):
 
     def read(fresh, normalised):
         if normalised and not fresh:  # that is DPO itself
-            model, start = load_model(home_of(seed, "dpo beta=0.5")), load_model(home_of(seed, "pretrain"))
-        else:
-            model, start = read_by_tokens(seed, fresh, normalised)
+            return asks_for(seed, rewards(seed)["implicit"], KINDS)
         values = token_log_probs if normalised else token_logits
-        change = lambda *answers: 0.5 * (values(model, *answers) - values(start, *answers)).sum(1)
-        return asks_for(seed, change, KINDS)
+        return asks_for(seed, implicit(*read_by_tokens(seed, fresh, normalised), values), KINDS)
 
     yield "form one number", lambda: asks_for(seed, explicit(home_of(seed, "reward")), KINDS)
     yield "form dpo", read, False, True
@@ -343,13 +362,13 @@ def another_taste(prompt, response):
     return points - 0.2 * max(0, len(response.split()) - 5)
 
 
-def relabelled(seed, name, taste):
-    """The pairs of a seed, chosen anew by volunteers of this taste: the file."""
-    path, records = RUNS / str(seed) / f"{name}.jsonl", []
+def relabelled(seed, name, taste, say=str):
+    """The pairs of a seed, put into other words, and chosen anew by volunteers of this taste: the file."""
+    path, records = home_of(seed, f"{name}.jsonl"), []
     with patch.object(data, "judge", taste):
         for i, record in enumerate(own_records(seed)):
-            answers = [record["chosen"], record["rejected"]]
-            records += ask_volunteers([record["prompt"]], answers, [seed, name, i])
+            prompt, *answers = (say(record[key]) for key in ("prompt", "chosen", "rejected"))
+            records += ask_volunteers([prompt], answers, [seed, name, i])
     write_records(path, records)
     return path
 
@@ -370,8 +389,172 @@ def taste(seed):
         yield f"taste {way} beta={beta:g}", tasted, way, beta
 
 
+# ----------------------------------------------------------------------------------------------------
+# How far it holds: a larger model, other words for the same, fewer labels, farther away
+
+
+def size(seed):
+    """Predicted: with twice the layers, or seven times the weights, the reward model is as blind for things
+    and names (45 to 55%, margins under 0.05), the ideal policy for it has 88 to 92%, and RLHF is level with
+    it; DPO has 96 to 98%, at most 2.5% hidden wrong words, and the mended RLHF is not behind it.
+    (Each at its own KL; 4 × 256 on the first seed only.)
+    """
+
+    def larger(layers, width, function, *arguments):
+        with patch.object(measure, "RUNS", RUNS / f"{layers}x{width}"):
+            train("pretrain", seed, "pretrain", "--n-layer", layers, "--n-embd", width)
+            return function(*arguments)
+
+    def asked(which):
+        return asks_for(seed, rewards(seed)[which])
+
+    for name, shape in SIZES.items() if seed == SEEDS[0] else [*SIZES.items()][:1]:
+        yield f"{name} pretrain", larger, *shape, base, seed, KINDS[:1], (1,)
+        yield f"{name} reward", larger, *shape, lambda: train("reward", seed, "reward")
+        yield f"{name} law", larger, *shape, next(law(seed))[1]
+        for way, beta in (("dpo", 0.5), ("ppo", 0.4), ("mended", 0.4)):
+            yield f"{name} {way}", larger, *shape, learned, seed, way, beta
+        for which in ("explicit", "implicit"):
+            yield f"{name} {which}", larger, *shape, asked, which
+
+
+SECOND = {  # for each of a post's words, in their order, another one that means the same
+    "verb": "mislaid spotted smashed mended stashed flogged coloured cadged",
+    "thing": "glider cap cycle lantern tambour timer dinghy urn "
+    "shawl band seat boiler steps glass carpet fiddle",
+    "place": "overhead outdoors midtown away offstage close submerged inside",
+}
+TO_SECOND = {a: b for key, words in SECOND.items() for a, b in zip(WORDS[KINDS[0]][key], words.split())}
+TO_FIRST = {b: a for a, b in TO_SECOND.items()}
+
+
+def put(words):
+    """A function that replaces words in a text, {old: new}."""
+    return lambda text: re.sub(r"\w+", lambda word: words.get(word[0], word[0]), text)
+
+
+in_first, in_second = put(TO_FIRST), put(TO_SECOND)
+
+
+def by_meaning(function):
+    """A taste, or kind, of prompt and response that takes both words of a meaning for the same."""
+    return lambda prompt, response: function(in_first(prompt), in_first(response))
+
+
+def in_dialects(pick, kind):
+    """`write_document` where people speak two dialects: a post is in one of them, its summary in either."""
+    prompt, response, writer = write_document(pick, kind)
+    prompt = pick([in_first, in_second])(prompt)
+    if writer == "repeats":
+        return prompt, " " + re.search(r": (.*?\.)", prompt)[1], writer
+    if writer == "off topic":
+        return prompt, response, writer
+    return prompt, pick([in_first, in_second])(response), writer
+
+
+def dialects(seed):
+    """Predicted (share of the optimum, RLHF / DPO, each at its own KL; tests are in both dialects): pairs in
+    both dialects 91 / 95%; pairs in the first alone 89 / 91%: DPO stays ahead, since on letters it carried
+    over to words that no pair had. By the taste that compares nothing: 98 / 96 and 97 / 93%. Where an answer
+    says it in the other dialect, the implicit reward from pairs in the first alone is right about things and
+    places in 85 to 95%, the reward model about obvious faults in 97%. (Razin et al. 2025, arXiv 2507.07981,
+    would have RLHF ahead with pairs in the first alone.)
+    """
+    tastes = {"facts": by_meaning(judge), "any": by_meaning(another_taste)}
+
+    def spoken(function, *arguments):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(patch.object(measure, "RUNS", RUNS / "dialects"))
+            stack.enter_context(patch.object(measure, "kind_of", by_meaning(kind_of)))
+            stack.enter_context(patch.object(data, "write_document", in_dialects))
+            train("pretrain", seed, "pretrain", "--vocab-size", 1024)
+            pretrained(seed)
+            return function(*arguments)
+
+    def tried(way, taste, words):
+        name, taste = f"{taste} {words}", tastes[taste]
+        pairs = relabelled(seed, name, taste, in_first if words == "first" else str)
+        if way == "dpo":
+            return policy(seed, f"{name} dpo", "dpo", "--data", pairs, judge=taste)
+        return rlhf(seed, name, "--data", pairs, judge=taste)
+
+    def seen(which, words, say):
+        model = f"facts {words}"
+        names = f"{model} reward", f"{model} dpo"
+        return faults(seed, rewards(seed, names)[which], say=say)
+
+    yield "dialects pretrain", spoken, lambda: policy(seed, "pretrain", "pretrain", judge=tastes["facts"])
+    for taste, words in itertools.product(tastes, ("both", "first")):
+        for way in ("dpo", "ppo"):
+            yield f"dialects {taste} {words} {way}", spoken, tried, way, taste, words
+    for which, words in itertools.product(("explicit", "implicit"), ("both", "first")):
+        for name, say in (("same", str), ("other", in_second)):
+            yield f"dialects {which} {words} {name}", spoken, seen, which, words, say
+
+
+def labels(seed):
+    """Predicted: tilt the listed answers by each reward, from KL 0.25 to 6. The score has a peak: for the
+    explicit reward at 1.5 to 2.5 nats and 3.5 to 3.7 points, and from 1,000 labels on in the same place; for
+    the implicit one at 2 nats with 1,000 labels and farther and higher with all of them. So more labels let
+    a policy go farther where errors are noise, and not where they are blindness. Best of n has its peak
+    there, too. With 250 labels, at 1 nat, RLHF is not behind DPO.
+    """
+
+    def some(script, n):
+        path = home_of(seed, f"pairs {n}.jsonl")
+        write_records(path, own_records(seed)[:n])
+        steps = 3 * math.ceil((n - n // 10) / 32)
+        train(script, seed, f"labels {n} {script}", "--data", path, "--steps", steps)
+
+    def curve(n):
+        for script in ("reward", "dpo") if n else ():
+            some(script, n)
+        names = (f"labels {n} reward", f"labels {n} dpo") if n else ("reward", "dpo beta=0.5")
+        here, found = Reference(seed), {}
+        for which, values_of in rewards(seed, names).items():
+            values = here.valued(values_of)
+            tilted = [here.ideal_at(values, kl) for kl in KLS]
+            best = [[best_of_n(p, x, n) for p, x in zip(here.p, values)] for n in BEST_OF]
+            at = lambda policies: [[here.kl(w), here.mean(w, here.scores)] for w in policies]
+            found[which] = {"tilted": at(tilted), "best": at(best)}
+        return found
+
+    def race(way, beta):
+        how = ["--data", home_of(seed, f"pairs {LABELS[0]}.jsonl"), "--beta", beta]
+        if way == "dpo":
+            how += ["--steps", 3 * math.ceil((LABELS[0] - LABELS[0] // 10) / 32)]
+        else:
+            how += ["--reward", home_of(seed, f"labels {LABELS[0]} reward")]
+        return policy(seed, f"few {way} beta={beta:g}", way, *how)
+
+    for n in (*LABELS, None):
+        yield f"labels {n or 'all'}", curve, n
+    for way, beta in (("dpo", 0.5), ("dpo", 0.1), ("ppo", 0.4), ("ppo", 1.6)):
+        yield f"few {way} beta={beta:g}", race, way, beta
+
+
+def more_pairs(seed):
+    """Predicted: as many more of a seed's own pairs, in the place of those that differ in one hidden word,
+    cure nothing: with 12,000 and with 24,000 of them the reward model is right about things and names in 45
+    to 60%, and the ideal policy for it has what it had, to within a point.
+    """
+
+    def control(n):
+        home = home_of(seed, "more")
+        if not home.exists():
+            shutil.copytree(home_of(seed, "pretrain"), home, ignore=shutil.ignore_patterns("*.jsonl"))
+            ask(home, seed, 56000)
+        path, own = home_of(seed, f"more {n}.jsonl"), len(own_records(seed))
+        write_records(path, read_preferences(home / "preferences.jsonl")[: own + n])
+        name = f"reward more {n}"
+        return train("reward", seed, name, "--data", path) | asks_for(seed, explicit(home_of(seed, name)))
+
+    for n in DOSES[2:]:
+        yield f"more {n}", control, n
+
+
 EXPERIMENTS = dict.fromkeys((roads, elsewhere, proof, law, taste, form, doses, on_the_law), SEEDS)
-EXPERIMENTS |= {again: MORE}
+EXPERIMENTS |= {again: MORE} | dict.fromkeys((size, dialects, labels, more_pairs), SEEDS[:3])
 
 
 def main():
