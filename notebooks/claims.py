@@ -12,11 +12,12 @@ import math
 import re
 
 import numpy as np
+from experiments import RESULTS, SEEDS
 from measure import HERE
 
-RESULTS, COST = HERE / "experiments.json", HERE / "cost.json"
-SEEDS = (21, 22, 23, 24, 25)
+COST = HERE / "cost.json"
 LEVEL = 0.01  # of the optimal gain: a point, said before the runs
+DPO, RLHF = "dpo beta=0.5", "ppo beta=0.4"  # at the defaults
 NAT = 1.0  # the KL at which policies are compared
 SHOWN = (  # in the README
     "DPO is at least as good",
@@ -102,58 +103,68 @@ def at_kl(results, names, kl, key="share", seeds=SEEDS):
     return np.array([np.interp(x, *np.array(sorted(zip(ks, fs))).T) for x, ks, fs in zip(kl, kls, figures)])
 
 
-def sweep(results, way):
+def sweep(results, way, seeds=SEEDS):
     """The names of a way's runs over β."""
-    names = {name.split(" ", 1)[1] for name in results}
+    names = [name.split(" ", 1)[1] for name in results if name.startswith(f"{seeds[0]} ")]
     return sorted(name for name in names if re.fullmatch(rf"{way} beta=[\d.]+", name))
+
+
+def share_of(results, way, seeds=SEEDS):
+    """Of the optimal gain, at 1 nat, on each seed."""
+    return at_kl(results, sweep(results, way, seeds), NAT, seeds=seeds)
 
 
 def wins_lost(results, way, seeds=SEEDS):
     """From temperature 0 to 1, by policies at 1 nat at temperature 1, on each seed."""
     lost = dict(results)
     for seed in seeds:
-        for name in sweep(results, way):
+        for name in sweep(results, way, seeds):
             cold = results[f"{seed} {name} POST temperature 0"]["win_rate"]
             warm = results[f"{seed} {name}"]
             lost[f"{seed} {name}"] = warm | {"lost": cold - warm["win_rate"]}
-    return at_kl(lost, sweep(results, way), NAT, "lost", seeds)
+    return at_kl(lost, sweep(results, way, seeds), NAT, "lost", seeds)
+
+
+def main_rows(results, seeds=SEEDS):
+    """(family, claim, RLHF, DPO, what was measured, "a > b" or "level", a, b), a and b seed by seed."""
+    get = lambda *keys: over(results, *keys, seeds=seeds)
+    share = {way: share_of(results, way, seeds) for way in ("dpo", "ppo", "mended")}
+    ideal, at = get("law", "all", "0"), "share at 1 nat"
+    wrong = lambda *keys: get(*keys, "kinds", "wrong, hidden")
+    before = wrong("pretrain", "POST", "temperature 1")
+    return [
+        ["asked", "DPO is at least as good", said(share["ppo"]), said(share["dpo"]), at,
+         "a > b", share["dpo"], share["ppo"]],
+        ["asked", "RLHF multiplies hidden wrong words", said(wrong(RLHF)), said(wrong(DPO)),
+         f"of its answers; pretrained {said(before)}", "a > b", wrong(RLHF), before],
+        ["asked", "RLHF is level with the ideal policy for its reward", said(share["ppo"]), "",
+         f"{at}; ideal {said(ideal)}", "level", share["ppo"], ideal],
+        ["asked", "Its reward mended, RLHF is ahead of DPO", said(share["mended"]), said(share["dpo"]),
+         f"{at}; predicted: level", "a > b", share["mended"], share["dpo"]],
+    ]  # fmt: skip
 
 
 def rows(results, seeds=SEEDS):
-    """(family, claim, RLHF, DPO, what was measured, "a > b" or "level", a, b), a and b seed by seed."""
+    """All rows of the table, as `main_rows` has them."""
     get = lambda *keys: over(results, *keys, seeds=seeds)
-    dpo, rlhf, posts, letter = "dpo beta=0.5", "ppo beta=0.4", ("pretrain", "POST"), "LETTER temperature 1"
-    ways = ("dpo", "ppo", "judge", "mended", "taste dpo", "taste ppo")
-    share = {way: at_kl(results, sweep(results, way), NAT, seeds=seeds) for way in ways}
-    ideal = get("law", "all", "0")
+    posts, letter = ("pretrain", "POST"), "LETTER temperature 1"
+    share = {way: share_of(results, way, seeds) for way in ("dpo", "judge", "taste dpo", "taste ppo")}
     ratio = get("pretrain", "val_loss") / get("pretrain", "entropy")
     greedy = sum(get(*posts, "temperature 0", "kinds", kind) for kind in ("repeats", "lucky"))
     cold = get(*posts, "temperature 0", "score")
-    wrong = lambda *keys: get(*keys, "kinds", "wrong, hidden")
-    before = wrong(*posts, "temperature 1")
-    lost = {
-        name: get(f"{name} POST temperature 0", "win_rate") - get(name, "win_rate") for name in (dpo, rlhf)
-    }
     lost = {way: wins_lost(results, way, seeds) for way in ("dpo", "ppo")}
     times = {way: get(f"cost {way}", "seconds") for way in ("rlhf", "dpo")}
-    letters = {name: get(f"{name} {letter}", "share") for name in (dpo, rlhf)}
+    letters = {name: get(f"{name} {letter}", "share") for name in (DPO, RLHF)}
     at = "share at 1 nat"
     return [
         ["world", "Pretraining comes within 2% of the best possible loss", "", "",
          f"loss / entropy {said(ratio, '.3f')}", "a > b", 1.02 + 0 * ratio, ratio],
         ["world", "It doesn't do what people want", "", "",
          f"at temperature 0 the first sentence in {said(greedy)}", "a > b", greedy, 0.5 + 0 * greedy],
-        ["world", "A lower temperature doesn't cure that", said(get(rlhf, "score"), ".2f"),
-         said(get(dpo, "score"), ".2f"), f"score; pretrained at temperature 0 {said(cold, '.2f')}",
-         "a > b", get(rlhf, "score"), cold],
-        ["asked", "DPO is at least as good", said(share["ppo"]), said(share["dpo"]), at,
-         "a > b", share["dpo"], share["ppo"]],
-        ["asked", "RLHF multiplies hidden wrong words", said(wrong(rlhf)), said(wrong(dpo)),
-         f"of its answers; pretrained {said(before)}", "a > b", wrong(rlhf), before],
-        ["asked", "RLHF is level with the ideal policy for its reward", said(share["ppo"]), "",
-         f"{at}; ideal {said(ideal)}", "level", share["ppo"], ideal],
-        ["asked", "Its reward mended, RLHF is ahead of DPO", said(share["mended"]), said(share["dpo"]),
-         f"{at}; predicted: level", "a > b", share["mended"], share["dpo"]],
+        ["world", "A lower temperature doesn't cure that", said(get(RLHF, "score"), ".2f"),
+         said(get(DPO, "score"), ".2f"), f"score; pretrained at temperature 0 {said(cold, '.2f')}",
+         "a > b", get(RLHF, "score"), cold],
+        *main_rows(results, seeds),
         ["asked", "Where nothing need be compared RLHF is ahead", said(share["taste ppo"]),
          said(share["taste dpo"]), f"{at}, by another taste; predicted: level",
          "a > b", share["taste ppo"], share["taste dpo"]],
@@ -161,8 +172,8 @@ def rows(results, seeds=SEEDS):
          f"{at}; RLHF asks the judge", "a > b", share["judge"], share["dpo"]],
         ["asked", "DPO is cheaper", f"{said(times['rlhf'], '.1f')} s", f"{said(times['dpo'], '.1f')} s",
          "to 90% of the gain at 1 nat", "a > b", np.log(times["rlhf"] / times["dpo"]), 0 * ratio],
-        ["asked", "DPO carries over better to letters", said(letters[rlhf]), said(letters[dpo]),
-         "share on letters", "a > b", letters[dpo], letters[rlhf]],
+        ["asked", "DPO carries over better to letters", said(letters[RLHF]), said(letters[DPO]),
+         "share on letters", "a > b", letters[DPO], letters[RLHF]],
         ["asked", "Temperature 1 harms RLHF more than DPO", said(lost["ppo"]), said(lost["dpo"]),
          "wins lost from temperature 0 to 1, at 1 nat", "a > b", lost["ppo"], lost["dpo"]],
     ]  # fmt: skip
@@ -180,7 +191,7 @@ def verdicts(table):
     return list(zip(p, adjusted, words))
 
 
-def markdown(results, seeds=SEEDS):
+def markdown(results, seeds=SEEDS, rows=rows):
     """The table as it stands in notebook 04."""
     table = rows(results, seeds)
     lines = ["| claim | holds? | RLHF | DPO | what was measured | test | p (Holm) |", "| --- " * 7 + "|"]

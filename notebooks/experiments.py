@@ -453,7 +453,7 @@ def in_dialects(pick, kind):
 
 
 def dialects(seed):
-    """Predicted (share of the optimum, RLHF / DPO, each at its own KL; tests are in both dialects): pairs in
+    """Predicted: (share of the optimum, RLHF / DPO, each at its own KL; tests are in both dialects) pairs in
     both dialects 91 / 95%; pairs in the first alone 89 / 91%: DPO stays ahead, since on letters it carried
     over to words that no pair had. By the taste that compares nothing: 98 / 96 and 97 / 93%. Where an answer
     says it in the other dialect, the implicit reward from pairs in the first alone is right about things and

@@ -1,6 +1,5 @@
 """The statistics behind the table of claims: `notebooks/claims.py`, and what a trial costs: `cost.py`."""
 
-import itertools
 import json
 import math
 import re
@@ -91,6 +90,7 @@ def test_a_sweep_has_only_the_runs_of_its_way():
     names = "21 dpo beta=2", "22 dpo beta=2", "21 dpo beta=0.5", "21 few dpo beta=0.5", "21 dpo beta=2 POST"
     assert claims.sweep(dict.fromkeys(names), "dpo") == ["dpo beta=0.5", "dpo beta=2"]
     assert claims.sweep(dict.fromkeys(names), "few dpo") == ["few dpo beta=0.5"]
+    assert claims.sweep(dict.fromkeys(names), "dpo", seeds=(22, 23)) == ["dpo beta=2"]
 
 
 def test_tastes_by_hand():
@@ -177,10 +177,10 @@ def lost_by(name):
     return RESULTS[f"{name} POST temperature 0"]["win_rate"] - RESULTS[name]["win_rate"]
 
 
-def at_one_nat(way, betas, key=lambda name: RESULTS[name]["share"]):
+def at_one_nat(way, betas, key=lambda name: RESULTS[name]["share"], seeds=claims.SEEDS):
     """The share at a KL of 1 nat: on the straight line between the two runs around it."""
     found = []
-    for seed in claims.SEEDS:
+    for seed in seeds:
         names = [f"{seed} {way} beta={beta}" for beta in betas]
         runs = [(RESULTS[name]["kl"], key(name)) for name in names]
         x0, y0 = max(run for run in runs if run[0] <= 1)
@@ -208,44 +208,27 @@ def p_of(differences, level):
     return 2 * mass_beyond(abs(mean) / error, n - 1)
 
 
-def test_every_figure_of_the_claims_by_other_code():
-    """Each figure of the table, and the p of each claim, from the file without `claims.py`."""
-    betas = {"dpo": (0.5, 1, 2), "ppo": (0.4, 0.8, 1.6), "judge": (0.6, 1.4), "mended": (0.4, 1.2)}
-    betas |= {"taste dpo": (0.5, 2), "taste ppo": (0.4, 1.6)}
-    at_one = {way: at_one_nat(way, of) for way, of in betas.items()}
-    minus = lambda a, b: [x - y for x, y in zip(a, b)]
-    dpo, rlhf, of_posts = "dpo beta=0.5", "ppo beta=0.4", ("pretrain", "POST")
-    ratio = [x / y for x, y in zip(figure("pretrain", "val_loss"), figure("pretrain", "entropy"))]
-    cold = [figure(*of_posts, "temperature 0", "kinds", kind) for kind in ("repeats", "lucky")]
-    greedy = [a + b for a, b in zip(*cold)]
-    cooler = figure(*of_posts, "temperature 0", "score")
-    score = {name: figure(name, "score") for name in (dpo, rlhf)}
-    wrong = {name: figure(name, "kinds", "wrong, hidden") for name in (dpo, rlhf)}
-    wrong_before = figure(*of_posts, "temperature 1", "kinds", "wrong, hidden")
-    lost = {way: at_one_nat(way, betas[way], key=lost_by) for way in ("dpo", "ppo")}
-    ideal = figure("law", "all", "0")
-    times = {way: figure(f"cost {way}", "seconds") for way in ("rlhf", "dpo")}
-    ratio_of_times = [a / b for a, b in zip(times["rlhf"], times["dpo"])]
-    letters = {name: figure(f"{name} LETTER temperature 1", "share") for name in score}
+def minus(a, b):
+    return [x - y for x, y in zip(a, b)]
+
+
+def main_rows(betas, seeds):
+    """Of the race: the figures in the order of a row, each with its form, and the differences tested."""
+    at_one = {way: at_one_nat(way, betas[way], seeds=seeds) for way in ("dpo", "ppo", "mended")}
+    ideal = figure("law", "all", "0", seeds=seeds)
+    wrong = {way: figure(f"{way}", "kinds", "wrong, hidden", seeds=seeds) for way in (DPO, RLHF)}
+    before = figure("pretrain", "POST", "temperature 1", "kinds", "wrong, hidden", seeds=seeds)
     one = lambda way: (at_one[way], ".1%")
-    expected = [  # the figures in the order of a row, each with its form, and the differences that are tested
-        ([(ratio, ".3f")], [1.02 - x for x in ratio]),
-        ([(greedy, ".1%")], [x - 0.5 for x in greedy]),
-        ([(score[rlhf], ".2f"), (score[dpo], ".2f"), (cooler, ".2f")], minus(score[rlhf], cooler)),
+    return [
         ([one("ppo"), one("dpo")], minus(at_one["dpo"], at_one["ppo"])),
-        (
-            [(wrong[rlhf], ".1%"), (wrong[dpo], ".1%"), (wrong_before, ".1%")],
-            minus(wrong[rlhf], wrong_before),
-        ),
+        ([(wrong[RLHF], ".1%"), (wrong[DPO], ".1%"), (before, ".1%")], minus(wrong[RLHF], before)),
         ([one("ppo"), (ideal, ".1%")], minus(at_one["ppo"], ideal)),
         ([one("mended"), one("dpo")], minus(at_one["mended"], at_one["dpo"])),
-        ([one("taste ppo"), one("taste dpo")], minus(at_one["taste ppo"], at_one["taste dpo"])),
-        ([one("judge"), one("dpo")], minus(at_one["judge"], at_one["dpo"])),
-        ([(times["rlhf"], ".1f"), (times["dpo"], ".1f")], [math.log(x) for x in ratio_of_times]),
-        ([(letters[rlhf], ".1%"), (letters[dpo], ".1%")], minus(letters[dpo], letters[rlhf])),
-        ([(lost["ppo"], ".1%"), (lost["dpo"], ".1%")], minus(lost["ppo"], lost["dpo"])),
     ]
-    lines = claims.markdown(RESULTS).splitlines()[2:]
+
+
+def check_table(lines, expected):
+    """Each figure of a table, and the p of each claim."""
     assert len(lines) == len(expected)
     for line, (figures, differences) in zip(lines, expected):
         said = re.findall(r"-?[\d.]+%? ± [\d.]+%?", line)
@@ -253,6 +236,48 @@ def test_every_figure_of_the_claims_by_other_code():
         assert said == [f"{statistics.mean(x):{form}} ± {error(x):{form}}" for x, form in figures], line
         p = float(re.search(r"([\d.]+) \([\d.]+\) \|", line)[1])
         assert p == pytest.approx(p_of(differences, "| level" in line), abs=1e-4), line
+
+
+DPO, RLHF = "dpo beta=0.5", "ppo beta=0.4"
+
+
+def test_every_figure_of_the_claims_by_other_code():
+    """Each figure of the table, and the p of each claim, from the file without `claims.py`."""
+    betas = {"dpo": (0.5, 1, 2), "ppo": (0.4, 0.8, 1.6), "judge": (0.6, 1.4), "mended": (0.4, 1.2)}
+    betas |= {"taste dpo": (0.5, 2), "taste ppo": (0.4, 1.6)}
+    at_one = {way: at_one_nat(way, of) for way, of in betas.items()}
+    of_posts = ("pretrain", "POST")
+    ratio = [x / y for x, y in zip(figure("pretrain", "val_loss"), figure("pretrain", "entropy"))]
+    cold = [figure(*of_posts, "temperature 0", "kinds", kind) for kind in ("repeats", "lucky")]
+    greedy = [a + b for a, b in zip(*cold)]
+    cooler = figure(*of_posts, "temperature 0", "score")
+    score = {name: figure(name, "score") for name in (DPO, RLHF)}
+    lost = {way: at_one_nat(way, betas[way], key=lost_by) for way in ("dpo", "ppo")}
+    times = {way: figure(f"cost {way}", "seconds") for way in ("rlhf", "dpo")}
+    ratio_of_times = [a / b for a, b in zip(times["rlhf"], times["dpo"])]
+    letters = {name: figure(f"{name} LETTER temperature 1", "share") for name in score}
+    one = lambda way: (at_one[way], ".1%")
+    expected = [
+        ([(ratio, ".3f")], [1.02 - x for x in ratio]),
+        ([(greedy, ".1%")], [x - 0.5 for x in greedy]),
+        ([(score[RLHF], ".2f"), (score[DPO], ".2f"), (cooler, ".2f")], minus(score[RLHF], cooler)),
+        *main_rows(betas, claims.SEEDS),
+        ([one("taste ppo"), one("taste dpo")], minus(at_one["taste ppo"], at_one["taste dpo"])),
+        ([one("judge"), one("dpo")], minus(at_one["judge"], at_one["dpo"])),
+        ([(times["rlhf"], ".1f"), (times["dpo"], ".1f")], [math.log(x) for x in ratio_of_times]),
+        ([(letters[RLHF], ".1%"), (letters[DPO], ".1%")], minus(letters[DPO], letters[RLHF])),
+        ([(lost["ppo"], ".1%"), (lost["dpo"], ".1%")], minus(lost["ppo"], lost["dpo"])),
+    ]
+    check_table(claims.markdown(RESULTS).splitlines()[2:], expected)
+
+
+def test_ten_further_seeds_by_other_code():
+    """The main rows once more, and that each verdict is what it was on the first five seeds."""
+    betas = {"dpo": (0.5, 1.2), "ppo": (0.4, 0.8), "mended": (0.4, 0.8)}
+    table = claims.markdown(RESULTS, experiments.MORE, claims.main_rows)
+    check_table(table.splitlines()[2:], main_rows(betas, range(31, 41)))
+    first = {row.split("|")[1]: row.split("|")[2] for row in claims.markdown(RESULTS).splitlines()}
+    assert all(row.split("|")[2] == first[row.split("|")[1]] for row in table.splitlines())
 
 
 def test_the_figures_of_the_readme_s_story_are_those_of_the_results():

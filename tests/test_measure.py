@@ -164,11 +164,47 @@ def test_pairs_are_chosen_anew_by_another_taste(tmp_path, monkeypatch):
     """By one that always likes the longer answer."""
     before = [{"prompt": "P", "chosen": f" {'a' * (i % 3 + 1)}", "rejected": " bb b"} for i in range(12)]
     monkeypatch.setattr(experiments, "own_records", lambda seed: before)
-    monkeypatch.setattr(experiments, "RUNS", tmp_path)
+    monkeypatch.setattr(measure, "RUNS", tmp_path)
     (tmp_path / "5").mkdir()
-    after = data.read_preferences(experiments.relabelled(5, "longer", lambda _, answer: 1000 * len(answer)))
+    longer = lambda _, answer: 1000 * len(answer)
+    after = data.read_preferences(experiments.relabelled(5, "longer", longer))
     assert [record["chosen"] for record in after] == [" bb b"] * 12
+    say = lambda text: text.replace("a", "aaaaa").lower()  # now the other one is longer
+    after = data.read_preferences(experiments.relabelled(5, "longer", longer, say))
+    assert {record["chosen"] for record in after} == {" aaaaa", " aaaaaaaaaa", " aaaaaaaaaaaaaaa"}
+    assert {(record["prompt"], record["rejected"]) for record in after} == {("p", " bb b")}
     assert data.judge is judge  # the world's taste is back
+
+
+def test_two_dialects_have_other_words_and_the_same_meaning(monkeypatch):
+    """A post is in one of them, its summary in either, and the judge says what it says of the first alone."""
+    monkeypatch.setattr(data, "write_document", experiments.in_dialects)
+    post = "POST: My boss Ada mislaid my glider inside. I had soup for lunch.\nTL;DR:"
+    meant = experiments.by_meaning(judge)
+    assert meant(post, " Ada lost my kite indoors.") == meant(post, " Ada mislaid my glider inside.") == 4
+    assert meant(post, " Ada mislaid my cap inside.") == meant(post, " Ada lost my hat indoors.") == 2
+    assert experiments.in_second(" Ada lost my kite.") == " Ada mislaid my glider."
+    spoken, written = set(), documents(400, seed=3, kind="POST")
+    for document in written:
+        dialects = []
+        for text in (document.prompt, document.response):
+            words = set(text.replace(".", "").split())
+            first, second = words & {*experiments.TO_SECOND}, words & {*experiments.TO_FIRST}
+            assert not (first and second)
+            dialects.append("first" if first else "second" if second else "none")
+        assert dialects[0] != "none"
+        spoken.add(tuple(dialects))
+        if document.writer == "repeats":
+            assert f": {document.response.strip()} " in document.prompt and dialects[1] in (
+                dialects[0],
+                "none",
+            )
+        if document.writer == "full":
+            assert meant(document.prompt, document.response) == 4
+    assert len(spoken) == 6  # each with each, and with no word that has a dialect
+    every = {word for words in data.WORDS.values() for some in words.values() for word in some}
+    assert not {*experiments.TO_FIRST} & {*every, *data.DISHES, *data.GREETERS}
+    assert len(experiments.TO_FIRST) == len(experiments.TO_SECOND) == 8 + 16 + 8
 
 
 def test_kinds_are_shares_of_sampled_answers(monkeypatch):
