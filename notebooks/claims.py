@@ -140,7 +140,7 @@ def main_rows(results, seeds=SEEDS):
         ["asked", "RLHF is level with the ideal policy for its reward", said(share["ppo"]), "",
          f"{at}; ideal {said(ideal)}", "level", share["ppo"], ideal],
         ["asked", "Its reward mended, RLHF is ahead of DPO", said(share["mended"]), said(share["dpo"]),
-         f"{at}; predicted: level", "a > b", share["mended"], share["dpo"]],
+         at + "; predicted: level" * (seeds == SEEDS), "a > b", share["mended"], share["dpo"]],
     ]  # fmt: skip
 
 
