@@ -465,7 +465,8 @@ def dialects(seed):
     over to words that no pair had. By the taste that compares nothing: 98 / 96 and 97 / 93%. Where an answer
     says it in the other dialect, the implicit reward from pairs in the first alone is right about things and
     places in 85 to 95%, the reward model about obvious faults in 97%. (Razin et al. 2025, arXiv 2507.07981,
-    would have RLHF ahead with pairs in the first alone.)
+    would have RLHF ahead with pairs in the first alone.) Pretraining has twice the steps: with 500 its loss
+    stayed 5% above the entropy on seed 21, whose policies were thrown away; with 1,000 0.3% on seed 0.
     """
     tastes = {"facts": by_meaning(judge), "any": by_meaning(another_taste)}
 
@@ -474,7 +475,7 @@ def dialects(seed):
             stack.enter_context(patch.object(measure, "RUNS", RUNS / "dialects"))
             stack.enter_context(patch.object(measure, "kind_of", by_meaning(kind_of)))
             stack.enter_context(patch.object(data, "write_document", in_dialects))
-            train("pretrain", seed, "pretrain", "--vocab-size", 1024)
+            train("pretrain", seed, "pretrain", "--vocab-size", 1024, "--steps", 1000)
             pretrained(seed)
             return function(*arguments)
 
