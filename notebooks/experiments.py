@@ -467,6 +467,9 @@ def dialects(seed):
     places in 85 to 95%, the reward model about obvious faults in 97%. (Razin et al. 2025, arXiv 2507.07981,
     would have RLHF ahead with pairs in the first alone.) Pretraining has twice the steps: with 500 its loss
     stayed 5% above the entropy on seed 21, whose policies were thrown away; with 1,000 0.3% on seed 0.
+    Asked when seed 21 had shown DPO behind (90.7 / 92.4%), with as few hidden wrong words as ever: does it
+    pay nats for the dialect? Then 80% or more of its answers are in the first, where half were, and its
+    implicit reward gives a summary a point or more for being in it; RLHF 60% and 0.3 points at most.
     """
     tastes = {"facts": by_meaning(judge), "any": by_meaning(another_taste)}
 
@@ -491,6 +494,23 @@ def dialects(seed):
         names = f"{model} reward", f"{model} dpo"
         return faults(seed, rewards(seed, names)[which], say=say)
 
+    def preferred():
+        """How many answers are in the first dialect, of those in any, and what a full summary earns for it."""
+        tokenizer, found = Tokenizer.load(home_of(seed, "pretrain")), {}
+        posts = [d.prompt for d in documents(measure.POSTS, seed=[seed, 9], kind=KINDS[0])]
+        records = [{"prompt": x, "chosen": plots.spoiled(in_first(x))[0]} for x in posts]
+        records = [record | {"rejected": in_second(record["chosen"])} for record in records]
+        for words in ("both", "first"):
+            names = [f"facts {words} {way}" for way in ("reward", "dpo")]
+            for which, value in rewards(seed, names).items():
+                found[f"{which} {words}"] = margins(tokenizer, value, records).mean().item()
+            for name in ("pretrain", f"facts {words} dpo", f"facts {words} ppo beta=0.4"):
+                model = load_model(home_of(seed, name))
+                texts = sample_texts(model, tokenizer, posts * 16, ("dialect", seed))
+                first, second = (sum(say(x) != x for x in texts) for say in (in_second, in_first))
+                found[name] = first / (first + second)
+        return found
+
     yield "dialects pretrain", spoken, lambda: policy(seed, "pretrain", "pretrain", judge=tastes["facts"])
     for taste, words in itertools.product(tastes, ("both", "first")):
         for way in ("dpo", "ppo"):
@@ -498,6 +518,7 @@ def dialects(seed):
     for which, words in itertools.product(("explicit", "implicit"), ("both", "first")):
         for name, say in (("same", str), ("other", in_second)):
             yield f"dialects {which} {words} {name}", spoken, seen, which, words, say
+    yield "dialects preferred", spoken, preferred
 
 
 def labels(seed):
