@@ -495,7 +495,7 @@ def dialects(seed):
         return faults(seed, rewards(seed, names)[which], say=say)
 
     def preferred():
-        """How many answers are in the first dialect, of those in any, and what a full summary earns for it."""
+        """The share of answers in the first dialect, of those in any, and what a summary earns for it."""
         tokenizer, found = Tokenizer.load(home_of(seed, "pretrain")), {}
         posts = [d.prompt for d in documents(measure.POSTS, seed=[seed, 9], kind=KINDS[0])]
         records = [{"prompt": x, "chosen": plots.spoiled(in_first(x))[0]} for x in posts]
