@@ -32,7 +32,7 @@ import data
 import plots
 from data import DISHES, FACTS, GREETERS, KINDS, WORDS, Tokenizer, ask_volunteers, documents, encode_pairs
 from data import facts, judge, kind_of, read_preferences, stated, write_document, write_files, write_records
-from model import GPT, ScalarGPT, answer_states, final_scores, load_model, sample_texts, token_log_probs
+from model import GPT, ScalarGPT, answer_states, final_scores, load_model, token_log_probs
 
 RESULTS = HERE / "experiments.json"
 SEEDS = (21, 22, 23, 24, 25)
@@ -613,9 +613,7 @@ def more_pairs(seed):
 
 
 EXPERIMENTS = dict.fromkeys((roads, elsewhere, proof, law, taste, form, doses, on_the_law), SEEDS)
-EXPERIMENTS |= {again: MORE} | dict.fromkeys(
-    (size, dialects, labels, more_pairs, rounds, questions), SEEDS[:3]
-)
+EXPERIMENTS |= dict.fromkeys((size, dialects, labels), SEEDS[:3]) | {more_pairs: SEEDS[:2], again: MORE}
 
 
 def main():
