@@ -292,6 +292,25 @@ def test_the_figures_of_the_readme_s_story_are_those_of_the_results():
     ppo, dpo, mended = map(mean, again)
     ideal = mean(figure("law", "all", "0", seeds=more))
     assert f"the same: {ppo} against {dpo}, {ideal} for the ideal policy, {mended} mended." in readme
+    few = (21, 22, 23)
+    larger = [
+        figure(f"4x128 {name}", *keys, seeds=few) for name, *keys in (("ppo", "share"), ("dpo", "share"))
+    ]
+    low, high = [min(x) for x in larger], [max(x) for x in larger]
+    span = lambda i: f"{100 * low[i]:.0f} to {100 * high[i]:.0f}%"
+    assert (
+        f"with twice the layers the reward model is as blind, RLHF has {span(0)} and DPO {span(1)} ("
+        in readme
+    )
+    right = [
+        figure("4x128 explicit", "faults", "POST", f"another {x}", "right", seeds=few)
+        for x in ("thing", "name")
+    ]
+    assert all(0.45 < x < 0.55 for some in right for x in some)
+    ideal = lambda words, of: mean(figure("dialects ideal", f"facts {words} {of}", seeds=few))
+    dpo, rlhf = ([ideal(words, of) for words in ("both", "first")] for of in ("implicit", "explicit"))
+    assert f"for its implicit reward falls from {dpo[0]} to {dpo[1]}, that for the reward model" in readme
+    assert f"that for the reward model from {rlhf[0]} to {rlhf[1]}." in readme
     quarter, half, one, two = (mean(figure("law", "all", m)) for m in ("0.25", "0.5", "1", "2"))
     assert f"has {quarter}, with a half {half}, with one {one}; a second adds nothing" in readme
     assert abs(float(two[:-1]) - float(one[:-1])) < 0.3
