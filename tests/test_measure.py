@@ -5,6 +5,7 @@ import json
 import math
 import random
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -205,6 +206,25 @@ def test_two_dialects_have_other_words_and_the_same_meaning(monkeypatch):
     every = {word for words in data.WORDS.values() for some in words.values() for word in some}
     assert not {*experiments.TO_FIRST} & {*every, *data.DISHES, *data.GREETERS}
     assert len(experiments.TO_FIRST) == len(experiments.TO_SECOND) == 8 + 16 + 8
+
+
+def test_answers_of_one_meaning_count_as_one(monkeypatch):
+    """0.6 and 0.2 for one meaning in two dialects, which the reference gives 0.1 and 0.3."""
+    texts = [" Ada lost my kite indoors.", " Ada mislaid my glider inside.", " It rained all day."]
+    logs = np.log([0.6, 0.2, 0.2]), np.log([0.1, 0.3, 0.6])
+    monkeypatch.setattr(experiments, "list_answers", lambda *_: (range(3), *logs))
+    here = types.SimpleNamespace(
+        posts=["POST: My boss Ada lost my kite indoors. It rained all day.\nTL;DR:"],
+        prompts=[[0]],
+        model=None,
+        tokenizer=types.SimpleNamespace(decode=texts.__getitem__, eos=EOS),
+        judge=experiments.by_meaning(judge),
+        share=lambda score, kl: (score, kl),
+    )
+    found = experiments.meanings(here, None)
+    kl = 0.8 * math.log(0.8 / 0.4) + 0.2 * math.log(0.2 / 0.6)
+    assert found["kl"] == pytest.approx(kl) and found["share"] == pytest.approx((0.8 * 4, kl))
+    assert found["first"] == pytest.approx(0.75)
 
 
 def test_kinds_are_shares_of_sampled_answers(monkeypatch):
