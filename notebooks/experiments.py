@@ -486,7 +486,8 @@ def dialects(seed):
     Asked when seed 21 had shown DPO behind (90.7 / 92.4%), with as few hidden wrong words as ever: does it
     pay nats for the dialect? Then 80% or more of its answers are in the first, where half were, and its
     implicit reward gives a summary a point or more for being in it; RLHF 60% and 0.3 points at most. And
-    where answers of one meaning count as one, its share is what it is with pairs in both, to within a point.
+    where answers of one meaning count as one, its share is what it is with pairs in both, to within a point
+    (this last was written after a look at four posts of seed 21).
     """
     tastes = {"facts": by_meaning(judge), "any": by_meaning(another_taste)}
 
@@ -527,14 +528,13 @@ def dialects(seed):
         """
         here, found = Reference(seed, judge=tastes["facts"]), {}
         full = [plots.spoiled(in_first(post))[0] for post in here.posts]
-        prompts = [[*here.prompts[i]] for i in range(len(full))]
         for words in ("both", "first"):
             for which, value in rewards(seed, names_of("facts", words)).items():
                 values = []
                 for say in (in_first, in_second):
                     answers = [[*here.tokenizer.encode(say(text)), here.tokenizer.eos] for text in full]
                     with torch.no_grad():
-                        values.append(value(*data.pad_rows(prompts, answers)).mean().item())
+                        values.append(value(*data.pad_rows(here.prompts, answers)).mean().item())
                 found[f"{words} {which}"] = values
             for name in (f"facts {words} dpo", f"facts {words} ppo beta=0.4"):
                 found[name] = meanings(here, load_model(home_of(seed, name)))
