@@ -208,6 +208,15 @@ def test_two_dialects_have_other_words_and_the_same_meaning(monkeypatch):
     assert len(experiments.TO_FIRST) == len(experiments.TO_SECOND) == 8 + 16 + 8
 
 
+def test_reward_model_and_ppo_learn_from_the_same_pairs(monkeypatch):
+    calls = []
+    monkeypatch.setattr(experiments, "train", lambda *words: calls.append(words))
+    monkeypatch.setattr(experiments, "policy", lambda *words, **_: calls.append(words))
+    experiments.rlhf(5, "some", "--data", "pairs")
+    assert [words[words.index("--data") + 1] for words in calls] == ["pairs", "pairs"]
+    assert ("reward" in calls[0], "ppo" in calls[1]) == (True, True)
+
+
 def test_answers_of_one_meaning_count_as_one(monkeypatch):
     """0.6 and 0.2 for one meaning in two dialects, which the reference gives 0.1 and 0.3."""
     texts = [" Ada lost my kite indoors.", " Ada mislaid my glider inside.", " It rained all day."]
