@@ -267,6 +267,42 @@ def test_a_mended_reward_takes_points_for_hidden_words(monkeypatch):
     assert score(*rows).tolist() == [7, 5, 7]
 
 
+ANSWERS = [[0, EOS], [1, 0, 1]]  # to [0, 1] and to [1]; the second one doesn't end
+
+
+def test_a_reward_by_hand_loses_the_penalty_where_an_answer_does_not_end():
+    tokenizer = types.SimpleNamespace(eos=EOS)
+    with experiments.rewarded(lambda *answers: torch.tensor([7.0, 5.0])):
+        score, network = experiments.ppo.load_reward(None, tokenizer, None)
+    assert score(*data.pad_rows([[0, 1], [1]], ANSWERS)).tolist() == [7, 5 - experiments.ppo.PENALTY]
+    assert network is None
+
+
+@torch.no_grad()
+def test_each_token_earns_its_own_part_of_the_implicit_reward(monkeypatch):
+    """β (log π / π_ref) of DPO's policy at each token; the penalty and PPO's own KL are where they were."""
+    network, reference = small_model(1).float(), small_model(2).float()
+    network.beta, prompts = 0.5, [[0, 1], [1]]
+    tokens, mask, start = data.pad_rows(prompts, ANSWERS)
+    single = lambda model, prompt, answer: np.diff(
+        [by_hand(model, prompt, answer[:n]) for n in range(len(answer) + 1)]
+    )
+    parts = [0.5 * (single(network, *both) - single(reference, *both)) for both in zip(prompts, ANSWERS)]
+    whole = torch.tensor([parts[0].sum(), parts[1].sum() - 1]).float()
+    monkeypatch.setattr(experiments.ppo, "load_reward", lambda *_: (lambda *answers: whole, network))
+    log_probs, reference_log_probs = torch.randn(2, *mask.shape, generator=torch.manual_seed(3))
+    with experiments.by_token():
+        score, _ = experiments.ppo.load_reward(None, None, reference)
+        reward = score(tokens, mask, start)
+        found = experiments.ppo.token_rewards(reward, log_probs, reference_log_probs, mask, 0.3)
+    paid = 0.3 * (log_probs - reference_log_probs)
+    for i, part in enumerate(parts):
+        expected = part - paid[i][mask[i]].numpy()
+        expected[-1] -= i  # the penalty of the second one
+        assert found[i][mask[i]].numpy() == pytest.approx(expected, abs=1e-5)
+        assert not found[i][~mask[i]].any()
+
+
 def test_every_trial_of_the_tuning_is_in_the_file_once():
     """As many for one side as for the other, and each with the rate, in `setting`, that its key says."""
     lines = [json.loads(line) for line in (measure.HERE / "tuning.jsonl").read_text().splitlines()]
