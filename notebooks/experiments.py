@@ -361,29 +361,28 @@ def form(seed):
     that KL, so below the fresh matrix's DPO is still ahead, and RLHF on DPO's own reward level with DPO.
     """
 
-    def reads(fresh, normalised):
-        if normalised and not fresh:  # that is DPO itself
+    def value_of(name):
+        if name == "one number":
+            return explicit(home_of(seed, "reward"))
+        if name == "dpo":
             return rewards(seed)["implicit"]
-        values = token_log_probs if normalised else token_logits
-        return implicit(*read_by_tokens(seed, fresh, normalised), values)
+        values = token_log_probs if "normalised" in name else token_logits
+        return implicit(*read_by_tokens(seed, "fresh" in name, "normalised" in name), values)
 
-    def read(*how):
-        return asks_for(seed, reads(*how), KINDS)
+    def read(name):
+        return asks_for(seed, value_of(name), KINDS)
 
-    def pursued(name, *how):
-        here, values_of = Reference(seed), reads(*how)
-        with rewarded(values_of):
-            found = policy(seed, f"{name} ppo", "ppo", "--reward", name)
-        return found | {"ideal": here.share_at(here.valued(values_of), found["kl"])}
+    def pursued(name):
+        here, value = Reference(seed), value_of(name)
+        with rewarded(value):
+            found = policy(seed, f"form {name} ppo", "ppo", "--reward", f"form {name}")
+        return found | {"ideal": here.share_at(here.valued(value), found["kl"])}
 
-    yield "form one number", lambda: asks_for(seed, explicit(home_of(seed, "reward")), KINDS)
-    yield "form dpo", read, False, True
-    for fresh, normalised in ((True, False), (False, False), (True, True)) if seed in SEEDS[:3] else ():
-        name = "form " + ("fresh" if fresh else "pretrained") + " normalised" * normalised
-        yield name, read, fresh, normalised
-        yield f"{name} ppo", pursued, name, fresh, normalised
-    if seed in SEEDS[:3]:
-        yield "form dpo ppo", pursued, "form dpo", False, True
+    names = ("one number", "dpo", "fresh", "pretrained", "fresh normalised")
+    for name in names if seed in SEEDS[:3] else names[:2]:
+        yield f"form {name}", read, name
+    for name in names if seed in SEEDS[:3] else ():
+        yield f"form {name} ppo", pursued, name
 
 
 def another_taste(prompt, response):
