@@ -722,15 +722,8 @@ def questions(seed):
     first = home_of(seed, "dpo beta=0.5")
 
     def go_on(reward):
-        reward_of = home_of(seed, "reward") if reward == "learned" else reward
-        how = [
-            "--init",
-            first,
-            "--reward",
-            reward_of,
-            "--data",
-            home_of(seed, "pretrain") / "preferences.jsonl",
-        ]
+        of = home_of(seed, "reward") if reward == "learned" else reward
+        how = ["--reward", of, "--init", first, "--data", home_of(seed, "pretrain") / "preferences.jsonl"]
         return policy(seed, f"dpo then ppo {reward}", "ppo", *how)
 
     def tuned(which):
