@@ -674,8 +674,9 @@ def rounds(seed):
         return read_preferences(first / "preferences.jsonl")
 
     def by_the_reward_model():
-        tokenizer, rng, records = Tokenizer.load(first), random.Random(seed), []
-        for record, m in zip(fresh(), margins(tokenizer, rewards(seed)["explicit"], fresh()).tolist()):
+        rng, records = random.Random(seed), []
+        scores = margins(Tokenizer.load(first), rewards(seed)["explicit"], fresh()).tolist()
+        for record, m in zip(fresh(), scores, strict=True):
             a, b = record["chosen"], record["rejected"]
             if rng.random() > 1 / (1 + math.exp(-m)):
                 a, b = b, a
