@@ -342,6 +342,7 @@ def rewarded(values_of):
     """`ppo.load_reward` that gives answers these values."""
 
     def loaded(args, tokenizer, reference):
+        @torch.no_grad()
         def score(*answers):
             return values_of(*answers) - ppo.PENALTY * ~ppo.has_ended(*answers[:2], tokenizer.eos)
 

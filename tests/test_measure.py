@@ -272,9 +272,11 @@ ANSWERS = [[0, EOS], [1, 0, 1]]  # to [0, 1] and to [1]; the second one doesn't 
 
 def test_a_reward_by_hand_loses_the_penalty_where_an_answer_does_not_end():
     tokenizer = types.SimpleNamespace(eos=EOS)
-    with experiments.rewarded(lambda *answers: torch.tensor([7.0, 5.0])):
+    weight = torch.tensor([7.0, 5.0], requires_grad=True)
+    with experiments.rewarded(lambda *answers: 1 * weight):
         score, network = experiments.ppo.load_reward(None, tokenizer, None)
-    assert score(*data.pad_rows([[0, 1], [1]], ANSWERS)).tolist() == [7, 5 - experiments.ppo.PENALTY]
+    scores = score(*data.pad_rows([[0, 1], [1]], ANSWERS))
+    assert scores.tolist() == [7, 5 - experiments.ppo.PENALTY] and not scores.requires_grad
     assert network is None
 
 
