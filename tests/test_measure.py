@@ -305,6 +305,95 @@ def test_each_token_earns_its_own_part_of_the_implicit_reward(monkeypatch):
         assert not found[i][~mask[i]].any()
 
 
+def pairs(n, name="P"):
+    return [{"prompt": f"{name}{i}", "chosen": " a", "rejected": " b"} for i in range(n)]
+
+
+def test_each_size_has_a_place_and_a_shape_of_its_own(monkeypatch):
+    """Whatever is run for a size is run there, and after the pretraining of that size."""
+    calls = []
+    note = lambda *words, **_: calls.append((measure.RUNS.name, *words)) or {}
+    for name in ("train", "base", "learned", "asks_for"):
+        monkeypatch.setattr(experiments, name, note)
+    monkeypatch.setattr(experiments, "rewards", lambda seed: dict.fromkeys(("explicit", "implicit")))
+    monkeypatch.setattr(experiments, "law", lambda seed: iter([("law", lambda: note("law"))]))
+    for name, function, *arguments in experiments.size(5):
+        size, _, what = name.partition(" ")
+        layers, width = map(int, size.split("x"))
+        calls.clear()
+        function(*arguments)
+        shape = ("--n-layer", layers, "--n-embd", width)
+        assert calls[0] == (size, "pretrain", 5, "pretrain", *shape), name
+        assert len(calls) == 2 and calls[1][0] == size
+        assert what not in ("dpo", "ppo", "mended") or what in calls[1]
+    assert measure.RUNS == experiments.RUNS
+
+
+def test_how_many_labels_and_how_often(tmp_path, monkeypatch):
+    """Few ones are a seed's first, three times each; more than it has are all of them and others, once."""
+    calls = {}
+    monkeypatch.setattr(experiments, "home_of", lambda seed, name: tmp_path / name)
+    monkeypatch.setattr(experiments, "own_records", lambda seed: pairs(5000))
+    monkeypatch.setattr(experiments, "more_records", lambda seed: pairs(50_000, "Q"))
+    monkeypatch.setattr(experiments, "train", lambda script, seed, name, *how: calls.update({name: how}))
+    monkeypatch.setattr(experiments, "rewards", lambda *_: {})
+    monkeypatch.setattr(experiments, "Reference", lambda seed: None)
+    for name, function, *arguments in experiments.labels(5):
+        if name.startswith("labels"):
+            function(*arguments)
+    of = lambda n: [r["prompt"] for r in data.read_preferences(tmp_path / f"pairs {n}.jsonl")]
+    assert of(1000) == [f"P{i}" for i in range(1000)]
+    assert of(40_000) == [f"P{i}" for i in range(5000)] + [f"Q{i}" for i in range(35_000)]
+    assert calls["labels 1000 dpo"] == (
+        "--data",
+        tmp_path / "pairs 1000.jsonl",
+        "--steps",
+        87,
+    )  # 3 × 900 / 32
+    assert calls["labels 40000 reward"] == ("--data", tmp_path / "pairs 40000.jsonl")
+    assert len(calls) == 2 * 4
+
+
+def test_the_control_has_as_many_pairs_as_the_dose(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(experiments, "home_of", lambda seed, name: tmp_path / name)
+    monkeypatch.setattr(experiments, "own_records", lambda seed: pairs(100))
+    monkeypatch.setattr(experiments, "more_records", lambda seed: pairs(50_000, "Q"))
+    monkeypatch.setattr(experiments, "explicit", lambda home: None)
+    monkeypatch.setattr(experiments, "asks_for", lambda *_: {})
+
+    def train(script, seed, name, option, path):
+        given[name] = len(data.read_preferences(path))
+        return {}
+
+    monkeypatch.setattr(experiments, "train", train)
+    for _, function, *arguments in experiments.more_pairs(5):
+        function(*arguments)
+    assert given == {"reward more 12000": 12_100, "reward more 24000": 24_100}
+
+
+def test_a_reward_model_labels_with_people_s_noise(tmp_path, monkeypatch):
+    """With margins of log 3 three pairs in four keep their label; sure ones keep it, or lose it."""
+    sure, unsure = [100.0, -100.0], [math.log(3)] * 2000
+    written = {}
+    monkeypatch.setattr(experiments, "home_of", lambda seed, name: tmp_path / name)
+    monkeypatch.setattr(Tokenizer, "load", lambda home: None)
+    monkeypatch.setattr(experiments, "rewards", lambda seed: {"explicit": None})
+    monkeypatch.setattr(experiments, "margins", lambda *_: torch.tensor(sure + unsure))
+    monkeypatch.setattr(
+        experiments, "policy", lambda seed, name, *how: written.update({name: data.read_preferences(how[-1])})
+    )
+    home = tmp_path / "dpo beta=0.5"
+    home.mkdir()
+    data.write_records(home / "preferences.jsonl", pairs(2002))
+    for name, function, *arguments in experiments.rounds(5):
+        if name != "round stale":
+            function(*arguments)
+    assert written["round people"] == pairs(2002)
+    kept = [record["chosen"] == " a" for record in written["round reward model"]]
+    assert kept[:2] == [True, False] and 0.72 < np.mean(kept[2:]) < 0.78
+
+
 def test_every_trial_of_the_tuning_is_in_the_file_once():
     """As many for one side as for the other, and each with the rate, in `setting`, that its key says."""
     lines = [json.loads(line) for line in (measure.HERE / "tuning.jsonl").read_text().splitlines()]
