@@ -377,7 +377,10 @@ def form(seed):
         here, value = Reference(seed), value_of(name)
         with rewarded(value):
             found = policy(seed, f"form {name} ppo", "ppo", "--reward", f"form {name}")
-        return found | {"ideal": here.share_at(here.valued(value), found["kl"])}
+        values = here.valued(value)
+        weights = here.ideal_at(values, found["kl"])
+        ideal = {"ideal": here.share_at(values, found["kl"]), "ideal reward": here.mean(weights, values)}
+        return found | ideal
 
     names = ("one number", "dpo", "fresh", "pretrained", "fresh normalised")
     for name in names if seed in SEEDS[:3] else names[:2]:
@@ -592,14 +595,17 @@ def labels(seed):
     a policy go farther where errors are noise, and not where they are blindness. Best of n has its peak
     there, too. With 250 labels, at 1 nat, RLHF is not behind DPO.
     Asked later, of 40,000 labels (each seen once): the implicit reward reaches 3.85 to 3.9 points, at 2
-    nats; the reward model sees names on one or two of the three seeds, and reaches 3.6 to 3.75 there, and
-    3.5 elsewhere.
+    nats; the reward model sees names (in 75% or more) on one or two of the three seeds, and reaches 3.6 to
+    3.75 there, and 3.5 elsewhere.
     """
 
     def some(script, n):
         path, records = home_of(seed, f"pairs {n}.jsonl"), own_records(seed)
-        how = ["--steps", 3 * math.ceil((n - n // 10) / 32)] if n < len(records) else []  # else one pass
-        write_records(path, [*records, *(more_records(seed) if n > len(records) else ())][:n])
+        how = [] if n > len(records) else ["--steps", 3 * math.ceil((n - n // 10) / 32)]  # or one pass
+        if n > len(records):  # more on other posts: on the same ones volunteers draw the same luck
+            old = {record["prompt"] for record in records}
+            records += [record for record in more_records(seed) if record["prompt"] not in old]
+        write_records(path, records[:n])
         train(script, seed, f"labels {n} {script}", "--data", path, *how)
 
     def curve(n):
@@ -625,12 +631,14 @@ def labels(seed):
 
     for n in (*LABELS, None, 40000):
         yield f"labels {n or 'all'}", curve, n
+    most = home_of(seed, "labels 40000 reward")
+    yield "labels 40000 seen", lambda: asks_for(seed, explicit(most))
     for way, beta in (("dpo", 0.5), ("dpo", 0.1), ("ppo", 0.4), ("ppo", 1.6)):
         yield f"few {way} beta={beta:g}", race, way, beta
 
 
 def more_records(seed):
-    """Four times as many more of a seed's own pairs."""
+    """More of a seed's own pairs, three to four times as many, part of them on the same posts."""
     home = home_of(seed, "more")
     if not home.exists():
         shutil.copytree(home_of(seed, "pretrain"), home, ignore=shutil.ignore_patterns("*.jsonl"))
@@ -642,8 +650,9 @@ def more_pairs(seed):
     """Predicted: as many more of a seed's own pairs, in the place of those that differ in one hidden word,
     cure nothing: with 12,000 and with 24,000 of them the reward model is right about things and names in 45
     to 60%, and the ideal policy for it has what it had, to within a point.
-    Asked later, of seeds 23 to 25, as names were seen on seed 22 with 24,000: they are on one or two of the
-    three with 24,000, on none with 12,000, things on none; where they are, the ideal policy gains a point.
+    Asked later, of seeds 23 to 25, as names were seen on seed 22 with 24,000: they are (in 75% or more) on
+    one or two of the three with 24,000, on none with 12,000, things on none; where they are, the ideal policy
+    gains a point.
     """
 
     def control(n):
@@ -661,6 +670,9 @@ def rounds(seed):
     et al. 2025, arXiv 2506.21495). Whose labels, or how fresh the answers? On new answers of its own that
     people label 97 to 98% of the optimal gain at its own KL; on the same ones labelled by the reward model,
     with people's noise, 93 to 95% and twice the hidden wrong words; with the old pairs once more 95 to 96%.
+    Asked when seed 21 had shown 98.2, 95.9 and 94.1%: is it that the answers are fresh, or that there are
+    more labels? As many new labels on the pretrained model's answers: 96 to 97%, so half is the freshness.
+    (New answers are to the posts of the first round; one pair in twenty comes out as it was.)
     """
     first = home_of(seed, "dpo beta=0.5")
 
@@ -687,6 +699,7 @@ def rounds(seed):
     yield "round people", lambda: once_more("people", fresh())
     yield "round reward model", lambda: once_more("reward model", by_the_reward_model())
     yield "round stale", lambda: once_more("stale", own_records(seed))
+    yield "round more", lambda: once_more("more", more_records(seed)[-len(fresh()) :])
 
 
 def by_token():
@@ -720,6 +733,8 @@ def questions(seed):
     of the 16 it stays where it was, within 0.1 nats. Added before the first run: PPO on DPO's implicit reward
     at DPO's β, whose ideal policy is DPO's, token by token or at the end (the tokens' parts sum to it): after
     10 iterations it is nearer to DPO's policy token by token, on each seed, after 40 as near.
+    Asked when seed 21 had shown 2.6 nats and 3.97 points for the judge without the KL: the learned reward
+    without it goes beyond 2 nats, too, and has fewer points than with it, 3.2 to 3.4.
     """
     first = home_of(seed, "dpo beta=0.5")
 
@@ -756,6 +771,8 @@ def questions(seed):
         for at in ("at the end", "token by token"):
             yield f"implicit {at} {steps}", approached, steps, at
     yield "leash 0", policy, seed, "leash 0", "ppo", "--reward", "judge", "--beta", 0
+    how = ["--reward", home_of(seed, "reward"), "--beta", 0]
+    yield "leash 0 learned", policy, seed, "leash 0 learned", "ppo", *how
     for reward in ("learned", "judge"):
         yield f"dpo then ppo {reward}", go_on, reward
     for which in ("best", "random"):

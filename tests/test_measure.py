@@ -330,16 +330,16 @@ def test_each_size_has_a_place_and_a_shape_of_its_own(monkeypatch):
 
 
 def test_how_many_labels_and_how_often(tmp_path, monkeypatch):
-    """Few ones are a seed's first, three times each; more than it has are all of them and others, once."""
+    """Few ones are a seed's first, three times each; more than it has are with others on other posts, once."""
     calls = {}
     monkeypatch.setattr(experiments, "home_of", lambda seed, name: tmp_path / name)
     monkeypatch.setattr(experiments, "own_records", lambda seed: pairs(5000))
-    monkeypatch.setattr(experiments, "more_records", lambda seed: pairs(50_000, "Q"))
+    monkeypatch.setattr(experiments, "more_records", lambda seed: [*pairs(100), *pairs(50_000, "Q")])
     monkeypatch.setattr(experiments, "train", lambda script, seed, name, *how: calls.update({name: how}))
     monkeypatch.setattr(experiments, "rewards", lambda *_: {})
     monkeypatch.setattr(experiments, "Reference", lambda seed: None)
     for name, function, *arguments in experiments.labels(5):
-        if name.startswith("labels"):
+        if function.__name__ == "curve":
             function(*arguments)
     of = lambda n: [r["prompt"] for r in data.read_preferences(tmp_path / f"pairs {n}.jsonl")]
     assert of(1000) == [f"P{i}" for i in range(1000)]
@@ -387,7 +387,7 @@ def test_a_reward_model_labels_with_people_s_noise(tmp_path, monkeypatch):
     home.mkdir()
     data.write_records(home / "preferences.jsonl", pairs(2002))
     for name, function, *arguments in experiments.rounds(5):
-        if name != "round stale":
+        if name in ("round people", "round reward model"):
             function(*arguments)
     assert written["round people"] == pairs(2002)
     kept = [record["chosen"] == " a" for record in written["round reward model"]]
