@@ -330,7 +330,7 @@ def test_each_size_has_a_place_and_a_shape_of_its_own(monkeypatch):
 
 
 def test_how_many_labels_and_how_often(tmp_path, monkeypatch):
-    """Few ones are a seed's first, three times each; more than it has are with others on other posts, once."""
+    """Few ones are a seed's first, three times each; beyond its own come those on other posts, each once."""
     calls = {}
     monkeypatch.setattr(experiments, "home_of", lambda seed, name: tmp_path / name)
     monkeypatch.setattr(experiments, "own_records", lambda seed: pairs(5000))
@@ -338,7 +338,7 @@ def test_how_many_labels_and_how_often(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "train", lambda script, seed, name, *how: calls.update({name: how}))
     monkeypatch.setattr(experiments, "rewards", lambda *_: {})
     monkeypatch.setattr(experiments, "Reference", lambda seed: None)
-    for name, function, *arguments in experiments.labels(5):
+    for _, function, *arguments in experiments.labels(5):
         if function.__name__ == "curve":
             function(*arguments)
     of = lambda n: [r["prompt"] for r in data.read_preferences(tmp_path / f"pairs {n}.jsonl")]
