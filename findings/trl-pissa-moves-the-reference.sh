@@ -2,11 +2,12 @@
 # One would guess: DPO with adapters needs no second model, since the reference is the model with its adapters
 # switched off. So the first loss is log 2, whichever way the adapters are initialised: policy and reference
 # are one.
-# What happens: PiSSA and OLoRA move part of each pretrained weight into the adapter, and leave the rest as the
-# base. The policy starts as the pretrained model, but the reference is what is left without that part: its
-# answers have other probabilities, margins aren't 0 at the first step, and all training is held near it. And if
-# the model is given with its adapters on, the trainer adds a second one to keep as reference, which takes its
-# part from the base weights once more: the policy is no longer the model that was given, and the loss is log 2.
+# What happens: PiSSA and OLoRA move part of each pretrained weight into the adapter, and leave the rest as
+# the base. The policy starts as the pretrained model, but the reference is what is left without that part:
+# its answers have other probabilities, margins aren't 0 at the first step, and all training is held near
+# it. And if the model is given with its adapters on, the trainer adds a second one to keep as reference,
+# which takes its part from the base weights once more: the policy is no longer the model that was given,
+# and the loss is log 2.
 # Version: PEFT 0.21.2 with TRL 1.16.0. No warning.
 # Who is hurt: whoever takes PiSSA or OLoRA, made to learn faster than LoRA, for DPO, or for any trainer whose
 # KL is to the model without adapters.
@@ -84,7 +85,7 @@ def first_step(init, given):
 found = {
     (init, given): first_step(init, given) for given in (False, True) for init in (True, "pissa", "olora")
 }
-print("adapters              policy from the pretrained model, at most  reference  first loss (log 2 = 0.693)")
+print("adapters              policy from the pretrained model, at most  reference  first loss (log 2: 0.693)")
 for (init, given), (policy, reference, loss) in found.items():
     how = "given" if given else "the trainer's"
     print(f"{init!s:6} {how:14}  {policy:35.5f} nats  {reference:7.3f} nats  {loss:7.3f}")
