@@ -650,9 +650,9 @@ def more_pairs(seed):
     """Predicted: as many more of a seed's own pairs, in the place of those that differ in one hidden word,
     cure nothing: with 12,000 and with 24,000 of them the reward model is right about things and names in 45
     to 60%, and the ideal policy for it has what it had, to within a point.
-    Asked later, of seeds 23 to 25, as names were seen on seed 22 with 24,000: they are (in 75% or more) on
-    one or two of the three with 24,000, on none with 12,000, things on none; where they are, the ideal policy
-    gains a point.
+    Asked later, as names were seen on seed 22 with 24,000, of the next seeds: they are (in 75% or more) on
+    one or two of three with 24,000, on none with 12,000, things on none; where they are, the ideal policy
+    gains a point. (One was run, seed 23.)
     """
 
     def control(n):
@@ -780,8 +780,8 @@ def questions(seed):
 
 
 EXPERIMENTS = dict.fromkeys((roads, elsewhere, proof, law, taste, form, doses, on_the_law), SEEDS)
-EXPERIMENTS |= dict.fromkeys((size, dialects, labels, rounds, questions), SEEDS[:3])
-EXPERIMENTS |= {more_pairs: SEEDS, again: MORE}
+EXPERIMENTS |= dict.fromkeys((size, dialects, labels, more_pairs, rounds, questions), SEEDS[:3])
+EXPERIMENTS |= {again: MORE}
 
 
 def main():
