@@ -1,6 +1,6 @@
 """What notebooks 04 and 05 and the README's figures come from: experiments on seeds that chose nothing.
 
-    python notebooks/experiments.py [SEED …]     # nine hours on one core; stop and start as you like
+    python notebooks/experiments.py [SEED …]     # twelve hours on one core; stop and start as you like
 
 What was predicted stands in each experiment's docstring, and was committed before its first run. Results are
 kept in `experiments.json` as they come, under a name such as "21 dpo beta=0.5": the seed, and what was run.

@@ -293,20 +293,18 @@ def test_the_figures_of_the_readme_s_story_are_those_of_the_results():
     ideal = mean(figure("law", "all", "0", seeds=more))
     assert f"the same: {ppo} against {dpo}, {ideal} for the ideal policy, {mended} mended." in readme
     few = (21, 22, 23)
-    larger = [
-        figure(f"4x128 {name}", *keys, seeds=few) for name, *keys in (("ppo", "share"), ("dpo", "share"))
-    ]
-    low, high = [min(x) for x in larger], [max(x) for x in larger]
-    span = lambda i: f"{100 * low[i]:.0f} to {100 * high[i]:.0f}%"
-    assert (
-        f"with twice the layers the reward model is as blind, RLHF has {span(0)} and DPO {span(1)} ("
-        in readme
+    sizes = ("4x128", "4x256")
+    of = lambda name, *keys: [x for size in sizes for x in figure(f"{size} {name}", *keys, seeds=few)]
+    span = lambda name: f"{100 * min(of(name, 'share')):.0f} to {100 * max(of(name, 'share')):.0f}%"
+    said = f"twice the layers, or seven times the weights, it is as blind, RLHF has {span('ppo')} and DPO "
+    assert said + span("dpo") in readme
+    for key in ("thing", "name"):
+        assert all(0.45 < x < 0.55 for x in of("explicit", "faults", "POST", f"another {key}", "right"))
+    default, larger = (
+        sum(p.numel() for p in GPT(Config(800, n_layer=n, n_embd=d)).parameters())
+        for n, d in ((2, 128), (4, 256))
     )
-    right = [
-        figure("4x128 explicit", "faults", "POST", f"another {x}", "right", seeds=few)
-        for x in ("thing", "name")
-    ]
-    assert all(0.45 < x < 0.55 for some in right for x in some)
+    assert round(larger / default) == 7
     ideal = lambda words, of: mean(figure("dialects ideal", f"facts {words} {of}", seeds=few))
     dpo, rlhf = ([ideal(words, of) for words in ("both", "first")] for of in ("implicit", "explicit"))
     assert f"for its implicit reward falls from {dpo[0]} to {dpo[1]}, that for the reward model" in readme
