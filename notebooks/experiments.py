@@ -260,7 +260,7 @@ def doses(seed):
     ideal policy gains only where the *margin* has grown and no other fault's has shrunk. PPO follows the
     ideal policy to within a point.
     Asked later, of 1,000 and 48,000: with 1,000 neither is seen on any seed (40 to 60%), with 48,000 both are
-    on all, with margins of a point or more, and the ideal policy has 95.5 to 97.5%. (48,000: three seeds.)
+    on all, with margins of a point or more, and the ideal policy has 95.5 to 97.5%.
     """
 
     def dose(n):
@@ -269,7 +269,7 @@ def doses(seed):
             seed, explicit(home)
         )
 
-    for n in DOSES if seed in SEEDS[:3] else DOSES[:-1]:
+    for n in DOSES:
         yield f"dose {n}", dose, n
         if n in (3000, 12000, 24000):
             how = ["--reward", home_of(seed, f"reward +{n}")]
@@ -290,7 +290,7 @@ def on_the_law(seed):
             learned = [x - margin * k for x, k in zip(learned, here.judged(hidden(key)))]
         return {"share": here.share_at(learned)}
 
-    for n in DOSES[1:] if seed in SEEDS[:3] else DOSES[1:-1]:
+    for n in DOSES[1:]:
         yield f"law +{n}", measured, n
 
 

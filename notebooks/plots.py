@@ -621,17 +621,14 @@ def law_picture(margins, curves, title, path=None):
 
 
 def dose_picture(found, title):
-    """{pairs added: [figures of each seed]}: margins for a thing and a name, and what they are worth.
-
-    The last seeds may lack the largest amounts.
-    """
+    """{pairs added: [figures of each seed]}: margins for a thing and a name, and what they are worth."""
     fig, axes = plt.subplots(1, 3, figsize=(7.5, 3.2))
     markers = "osD^v"
     for axis, key in zip(axes, ("another thing", "another name", None)):
         for i, marker in enumerate(markers):
-            some = [figures[i] for figures in found.values() if i < len(figures)]
+            some = [figures[i] for figures in found.values()]
             y = [x["faults"]["POST"][key]["margin"] if key else x["ideal"]["share"] for x in some]
-            axis.plot(range(len(y)), y, f"{marker}-", color=f"C{i}", markersize=4, linewidth=1)
+            axis.plot(range(len(found)), y, f"{marker}-", color=f"C{i}", markersize=4, linewidth=1)
         axis.set_xticks(range(len(found)), [f"{n // 1000}k" if n else "0" for n in found])
         axis.set_xlabel("pairs added")
         axis.set_title(f"margin: {key}" if key else "ideal policy: share")

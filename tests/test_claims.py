@@ -312,9 +312,10 @@ def test_the_figures_of_the_readme_s_story_are_those_of_the_results():
     quarter, half, one, two = (mean(figure("law", "all", m)) for m in ("0.25", "0.5", "1", "2"))
     assert f"has {quarter}, with a half {half}, with one {one}; a second adds nothing" in readme
     assert abs(float(two[:-1]) - float(one[:-1])) < 0.3
-    right = lambda key: figure("dose 24000", "faults", "POST", f"another {key}", "right")
-    assert "all five seeds see names and three see things" in readme
-    assert min(right("name")) > 0.95 and sum(x > 0.95 for x in right("thing")) == 3
+    right = lambda key: figure("dose 48000", "faults", "POST", f"another {key}", "right")
+    assert "with 48,000 all five seeds see names and four see things" in readme
+    assert min(right("name")) > 0.9 and sum(x > 0.9 for x in right("thing")) == 4
+    assert all(0.4 < x < 0.6 or x > 0.9 for x in right("thing"))  # it sees, or it guesses
     dose, law = RESULTS["23 dose 24000"], RESULTS["23 law +24000"]["share"]
     short = [RESULTS[f"23 dose {n}"]["faults"]["POST"]["short"]["margin"] for n in (0, 24000)]
     assert dose["ideal"]["share"] < RESULTS["23 dose 0"]["ideal"]["share"] + 0.001 < law - 0.05
