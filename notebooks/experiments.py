@@ -359,7 +359,7 @@ def form(seed):
     ideal policy at 1 nat stays below 94%, since other faults' margins are worse; with it 97%.
     (What is trained: three seeds.)
     Asked later: does PPO follow? On each form, at its own KL, it is within a point of the ideal policy at
-    that KL, so below the fresh matrix's DPO is still ahead, and RLHF on DPO's own reward level with DPO.
+    that KL; so on the fresh matrix it stays behind DPO, and on DPO's own reward it is level with DPO.
     """
 
     def value_of(name):
