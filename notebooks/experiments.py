@@ -601,7 +601,7 @@ def labels(seed):
 
     def some(script, n):
         path, records = home_of(seed, f"pairs {n}.jsonl"), own_records(seed)
-        how = [] if n > len(records) else ["--steps", 3 * math.ceil((n - n // 10) / 32)]  # or one pass
+        how = ["--steps", 3 * math.ceil((n - n // 10) / 32)] if n in LABELS else []  # or one pass
         if n > len(records):  # more on other posts: on the same ones volunteers draw the same luck
             old = {record["prompt"] for record in records}
             records += [record for record in more_records(seed) if record["prompt"] not in old]

@@ -344,12 +344,8 @@ def test_how_many_labels_and_how_often(tmp_path, monkeypatch):
     of = lambda n: [r["prompt"] for r in data.read_preferences(tmp_path / f"pairs {n}.jsonl")]
     assert of(1000) == [f"P{i}" for i in range(1000)]
     assert of(40_000) == [f"P{i}" for i in range(5000)] + [f"Q{i}" for i in range(35_000)]
-    assert calls["labels 1000 dpo"] == (
-        "--data",
-        tmp_path / "pairs 1000.jsonl",
-        "--steps",
-        87,
-    )  # 3 × 900 / 32
+    steps = 87  # 3 × 29 batches of 32, of 900 that are learned on
+    assert calls["labels 1000 dpo"] == ("--data", tmp_path / "pairs 1000.jsonl", "--steps", steps)
     assert calls["labels 40000 reward"] == ("--data", tmp_path / "pairs 40000.jsonl")
     assert len(calls) == 2 * 4
 
@@ -392,6 +388,44 @@ def test_a_reward_model_labels_with_people_s_noise(tmp_path, monkeypatch):
     assert written["round people"] == pairs(2002)
     kept = [record["chosen"] == " a" for record in written["round reward model"]]
     assert kept[:2] == [True, False] and 0.72 < np.mean(kept[2:]) < 0.78
+
+
+def test_the_best_of_sixteen_is_the_reward_model_s(tmp_path, monkeypatch):
+    """The sampled answers grow and shrink; a reward model that counts tokens likes the longest."""
+    written = {}
+    lengths = [1 + (7 * i) % 16 for i in range(32)]  # 1 … 16 in another order, to each of two posts
+    tokenizer = types.SimpleNamespace(encode=lambda text: [0] * len(text), eos=EOS)
+    posts = [types.SimpleNamespace(prompt=prompt) for prompt in ("P", "QQ")]
+    monkeypatch.setattr(experiments, "home_of", lambda seed, name: tmp_path / name)
+    monkeypatch.setattr(experiments, "documents", lambda n, **_: posts)
+    monkeypatch.setattr(experiments, "load_model", lambda home: None)
+    monkeypatch.setattr(Tokenizer, "load", lambda home: tokenizer)
+    monkeypatch.setattr(experiments, "rewards", lambda seed: {"explicit": lambda t, mask, start: mask.sum(1)})
+    monkeypatch.setattr(experiments, "sample_texts", lambda *_: ["a" * n for n in lengths])
+    note = lambda seed, name, *how: written.update(
+        {name: data.read_preferences(how[how.index("--data") + 1])}
+    )
+    monkeypatch.setattr(experiments, "policy", note)
+    for name, function, *arguments in experiments.questions(5):
+        if name.startswith("of 16"):
+            function(*arguments)
+    chosen = lambda which: [(r["prompt"], len(r["chosen"])) for r in written[f"of 16 {which}"]]
+    assert chosen("best") == [("P", 16), ("QQ", 16)]
+    assert chosen("random") == [("P", lengths[0]), ("QQ", lengths[16])]
+
+
+def test_what_goes_on_from_dpo_has_its_policy_as_reference(tmp_path, monkeypatch):
+    calls = {}
+    monkeypatch.setattr(experiments, "home_of", lambda seed, name: tmp_path / name)
+    monkeypatch.setattr(experiments, "own_records", lambda seed: pairs(2))
+    monkeypatch.setattr(experiments, "policy", lambda seed, name, *how: calls.update({name: how}))
+    for name, function, *arguments in [*experiments.rounds(5), *experiments.questions(5)]:
+        if name == "round stale" or name.startswith("dpo then"):
+            function(*arguments)
+    given = lambda name, option: calls[name][calls[name].index(option) + 1]
+    assert all(given(name, "--init") == tmp_path / "dpo beta=0.5" for name in calls) and len(calls) == 3
+    assert given("dpo then ppo learned", "--reward") == tmp_path / "reward"
+    assert given("dpo then ppo judge", "--reward") == "judge"
 
 
 def test_every_trial_of_the_tuning_is_in_the_file_once():
